@@ -1,0 +1,79 @@
+"""How Sphinx builds these pages. `make docs` runs it with every warning an error."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from typing import Any
+
+import mpkit
+
+project = "mpkit"
+author = "the mpkit authors"
+copyright = "2026, the mpkit authors"
+version = release = mpkit.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.napoleon",
+]
+html_theme = "furo"
+html_title = f"mpkit {release}"
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# In a docstring, `Signal` is a link. With nitpicky, one that leads nowhere fails the
+# build: that is how the docs notice that a name has changed.
+default_role = "py:obj"
+nitpicky = True
+
+# The standard library's names are not checked: that would take its inventory from
+# the network, and these pages build without one.
+STDLIB = "|".join(sorted(sys.stdlib_module_names))
+nitpick_ignore_regex = [
+    (r"py:.*", rf"({STDLIB}|typing_extensions)(\..+)?"),
+    (r"py:.*", "|".join(name for name in dir(builtins) if name.isalnum())),
+]
+
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+autodoc_typehints_format = "short"
+
+# The docstrings' examples are run by pytest (`make doctest`), those in {doctest}
+# directives of these pages by Sphinx.
+doctest_test_doctest_blocks = ""
+
+
+def resolve_private_path(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Link ``mpkit._channel.Channel`` to where it is documented: ``mpkit.Channel``.
+
+    An annotation names the module that defines a class. A private name, or a type
+    variable, has no page of its own and stays plain text.
+    """
+    target = node.get("reftarget", "")
+    module, _, name = target.rpartition(".")
+    if node.get("refdomain") != "py":
+        return None
+    if module.startswith("mpkit._") and name in mpkit.__all__:
+        return env.get_domain("py").resolve_xref(
+            env, node["refdoc"], app.builder, node["reftype"], f"mpkit.{name}", node, contnode
+        )
+    if module.startswith("mpkit._") or is_type_variable(name):
+        return contnode
+    return None
+
+
+def is_type_variable(name: str) -> bool:
+    """Say whether a module of mpkit defines a type variable of this name."""
+    return any(
+        type(getattr(module, name, None)).__name__ in {"TypeVar", "ParamSpec", "TypeVarTuple"}
+        for path, module in list(sys.modules.items())
+        if path.startswith("mpkit")
+    )
+
+
+def setup(app: Any) -> None:
+    app.connect("missing-reference", resolve_private_path)

@@ -1,0 +1,323 @@
+"""Every exception mpkit raises. Imports nothing from mpkit.
+
+All of them derive from `MpkitError`. One that a caller would already be catching
+as a builtin derives from that builtin too, so ``except TimeoutError`` keeps working.
+
+Most of them are raised in one process and handled in another, so each one must
+survive ``pickle``. `BaseException.__reduce__` replays ``cls(*args)``: a constructor
+that formatted its own message would be handed the finished message on the far side.
+Hence the rule: a constructor takes plain values, hands them unchanged to
+`MpkitError`, and ``__str__`` does the formatting.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from typing import Any
+
+
+class MpkitError(Exception):
+    """Base of everything mpkit raises; ``args`` holds the facts, ``str()`` the sentence."""
+
+    def __init__(self, *facts: object) -> None:
+        # Nothing is passed up: OSError would read two facts as errno and its text.
+        super().__init__()
+        self.args = facts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, self.__dict__ or None
+
+    def __str__(self) -> str:
+        return " ".join(str(fact) for fact in self.args)
+
+
+class RuntimeDirectoryError(MpkitError, OSError):
+    """The directory in which processes meet cannot be used; ``path`` and ``why`` say more."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.path = path
+        self.why = why
+
+    def __str__(self) -> str:
+        return (
+            f"mpkit's runtime directory {self.path} {self.why}; "
+            "set MPKIT_RUNTIME_DIR to a directory that only you can enter"
+        )
+
+
+# limit and Semaphore
+
+
+class LimitMismatch(MpkitError, ValueError):
+    """The same limit was opened with two different slot counts."""
+
+    def __init__(self, place: str, wanted: int, existing: int) -> None:
+        super().__init__(place, wanted, existing)
+        self.place = place
+        self.wanted = wanted
+        self.existing = existing
+
+    def __str__(self) -> str:
+        return (
+            f"{self.place} is in use with {self.existing} slots, and cannot be opened with "
+            f"{self.wanted}: give all who share it the same count, or different names"
+        )
+
+
+class LimitTimeout(MpkitError, TimeoutError):
+    """No slot became free in time; nothing was acquired."""
+
+    def __init__(self, place: str, slots: int, timeout: float) -> None:
+        super().__init__(place, slots, timeout)
+        self.place = place
+        self.slots = slots
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        count = "the only slot" if self.slots == 1 else f"one of the {self.slots} slots"
+        return f"{count} of {self.place} did not become free within {self.timeout:g} s"
+
+
+class WouldDeadlock(MpkitError, RuntimeError):
+    """The calling thread waits for a slot while it holds all of them itself."""
+
+    def __init__(self, place: str, slots: int) -> None:
+        super().__init__(place, slots)
+        self.place = place
+        self.slots = slots
+
+    def __str__(self) -> str:
+        count = "the only slot" if self.slots == 1 else f"all {self.slots} slots"
+        return (
+            f"this thread already holds {count} of {self.place}: waiting for another one "
+            "would never end; release one first, or acquire with a timeout"
+        )
+
+
+# Channel
+
+
+class ChannelClosed(MpkitError, ValueError):
+    """This end was closed here: by `close`, by leaving ``with``, or by `close_send`."""
+
+    def __init__(self, channel: str, why: str = "was closed in this process") -> None:
+        super().__init__(channel, why)
+        self.channel = channel
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.why}"
+
+
+class ChannelMoved(ChannelClosed):
+    """This end was given to another process, which owns it now."""
+
+
+class ChannelTimeout(MpkitError, TimeoutError):
+    """No message, or no room for one, within the time given; nothing was lost."""
+
+    def __init__(self, channel: str, what: str, timeout: float) -> None:
+        super().__init__(channel, what, timeout)
+        self.channel = channel
+        self.what = what
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.what} within {self.timeout:g} s"
+
+
+class EndOfChannel(MpkitError, EOFError):
+    """The other end said goodbye, and everything it had sent was received."""
+
+    def __init__(self, channel: str) -> None:
+        super().__init__(channel)
+        self.channel = channel
+
+    def __str__(self) -> str:
+        return f"the other end of {self.channel} was closed, and nothing is left to receive"
+
+
+class PeerDied(EndOfChannel):
+    """The other end's process died without closing it; its last messages may be missing.
+
+    ``pid`` and ``reason`` (for instance ``"killed by SIGKILL"``) are None where they
+    cannot be known.
+    """
+
+    def __init__(self, channel: str, pid: int | None = None, reason: str | None = None) -> None:
+        super().__init__(channel)
+        self.args = (channel, pid, reason)
+        self.pid = pid
+        self.reason = reason
+
+    def __str__(self) -> str:
+        who = "the process" if self.pid is None else f"process {self.pid}"
+        how = f" ({self.reason})" if self.reason else ""
+        return (
+            f"{who} at the other end of {self.channel} died without closing it{how}: "
+            "what it still had to say is lost"
+        )
+
+
+class BrokenChannel(MpkitError, BrokenPipeError):
+    """The message cannot arrive, or what arrived is not a message."""
+
+    def __init__(self, channel: str, why: str) -> None:
+        super().__init__(channel, why)
+        self.channel = channel
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.channel} is broken: {self.why}"
+
+
+class MessageTypeError(MpkitError, TypeError):
+    """A message is not of the type that the channel declares; the channel goes on."""
+
+    def __init__(self, channel: str, why: str) -> None:
+        super().__init__(channel, why)
+        self.channel = channel
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.channel}: {self.why}"
+
+
+# what can happen to a job or a task
+
+
+class WorkerDied(MpkitError):
+    """The process ended before the call did.
+
+    ``what`` is the call, ``pid`` its process, ``exitcode`` as in
+    `multiprocessing.Process.exitcode` (negative: the number of a signal), and
+    ``reason`` says it in words (``"killed by SIGKILL"``).
+    """
+
+    def __init__(self, what: str, pid: int | None, exitcode: int | None, reason: str) -> None:
+        super().__init__(what, pid, exitcode, reason)
+        self.what = what
+        self.pid = pid
+        self.exitcode = exitcode
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"process {self.pid} {self.reason} while it ran {self.what}"
+
+
+class WorkerInitError(MpkitError):
+    """The pool's workers cannot start: their initializer fails, or they die before it ends."""
+
+    def __init__(self, attempts: int, why: str) -> None:
+        super().__init__(attempts, why)
+        self.attempts = attempts
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"no worker could start in {self.attempts} attempts: {self.why}"
+
+
+class TaskTimeout(MpkitError, TimeoutError):
+    """The task ran for longer than its ``timeout``, and its worker was killed."""
+
+    def __init__(self, what: str, timeout: float) -> None:
+        super().__init__(what, timeout)
+        self.what = what
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.what} was stopped: it ran for longer than its timeout of {self.timeout:g} s"
+
+
+class TaskExit(MpkitError):
+    """The call ended in `SystemExit`; ``code`` is what it was given."""
+
+    def __init__(self, what: str, code: object) -> None:
+        super().__init__(what, code)
+        self.what = what
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.what} called sys.exit({self.code!r})"
+
+
+class RemoteError(MpkitError):
+    """Stands for an exception that could not travel; ``type_name``, ``message`` and
+    ``traceback`` are its parts as text.
+    """
+
+    def __init__(self, type_name: str, message: str, traceback: str, why: str) -> None:
+        super().__init__(type_name, message, traceback, why)
+        self.type_name = type_name
+        self.message = message
+        self.traceback = traceback
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message} ({self.why})"
+
+
+class RemoteTraceback(MpkitError):
+    """The traceback in the other process, as the ``__cause__`` of what it raised."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+class NotPicklable(MpkitError, pickle.PicklingError):
+    """An argument, a function, a message or a result cannot travel to another process."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(what, why)
+        self.what = what
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.what} cannot be pickled: {self.why}"
+
+
+class ResultTimeout(MpkitError, multiprocessing.TimeoutError, TimeoutError):
+    """No result in time, from a job, a task or an iterator of results; the work goes on."""
+
+    def __init__(self, what: str, timeout: float) -> None:
+        super().__init__(what, timeout)
+        self.what = what
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.what} has no result after {self.timeout:g} s"
+
+
+class MemoryLimitExceeded(MpkitError, MemoryError):
+    """A worker grew beyond the pool's ``memory_limit`` (bytes) and was replaced."""
+
+    def __init__(self, what: str, used: int, limit: int) -> None:
+        super().__init__(what, used, limit)
+        self.what = what
+        self.used = used
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"{self.what}: its worker used {self.used:,} bytes, the limit is {self.limit:,}"
+
+
+class PoolClosed(MpkitError, ValueError, RuntimeError):
+    """The pool takes no more tasks.
+
+    `multiprocessing.Pool` raises `ValueError` here and `concurrent.futures` raises
+    `RuntimeError`; this is both.
+    """
+
+    def __init__(self, pool: str, why: str) -> None:
+        super().__init__(pool, why)
+        self.pool = pool
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.pool} takes no more tasks: {self.why}"

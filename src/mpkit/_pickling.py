@@ -1,0 +1,102 @@
+"""How objects become bytes, and what to say when one cannot.
+
+Three picklers are tried in turn. Plain ``pickle`` with multiprocessing's reducers does
+nearly everything. ``cloudpickle``, where it is installed, adds lambdas, closures and
+what was typed into a notebook. What remains is `NotPicklable`, raised in the caller's
+thread before a byte has left it.
+
+Buffers of `OUT_OF_BAND` bytes and more (NumPy and Arrow arrays) are not copied into
+the stream: pickle protocol 5 hands them over as they lie in memory.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+from multiprocessing.reduction import ForkingPickler
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mpkit._errors import MpkitError, NotPicklable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    BufferCallback = Callable[[pickle.PickleBuffer], Any]
+
+#: Bytes from which a buffer travels beside the pickle stream instead of in it. Below,
+#: the copy costs less than the system calls (arbitrary within 8 to 64 KiB).
+OUT_OF_BAND = 16 * 1024
+
+
+class _Pickler(pickle.Pickler):
+    """``pickle`` plus the reducers that multiprocessing has for sockets and connections."""
+
+    dispatch_table: ClassVar[dict[type, Any]] = {}
+    registered: ClassVar[tuple[int, int]] = (-1, -1)
+
+    @classmethod
+    def refresh(cls) -> None:
+        """Take over what was registered with copyreg and multiprocessing meanwhile."""
+        reducers = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+        registered = len(copyreg.dispatch_table), len(reducers)
+        if registered != cls.registered:
+            cls.registered = registered
+            cls.dispatch_table = copyreg.dispatch_table | reducers
+
+
+def dumps(thing: object, what: str) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Return the pickle stream of ``thing`` and the large buffers that belong to it.
+
+    ``what`` names it in the error. Raises `NotPicklable`, with the original error as
+    its cause.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        if buffer.raw().nbytes < OUT_OF_BAND:
+            return True
+        buffers.append(buffer)
+        return False
+
+    _Pickler.refresh()
+    file = io.BytesIO()
+    try:
+        _Pickler(file, 5, buffer_callback=keep_in_band).dump(thing)
+    except MpkitError:  # says what is wrong better than a pickler could
+        raise
+    except Exception as error:
+        buffers.clear()
+        stream = _cloudpickled(thing, keep_in_band, error, what)
+    else:
+        stream = file.getvalue()
+    return stream, buffers
+
+
+def _cloudpickled(
+    thing: object, buffer_callback: BufferCallback, first: Exception, what: str
+) -> bytes:
+    try:
+        import cloudpickle  # noqa: PLC0415  optional
+    except ImportError:
+        raise NotPicklable(what, f"{_sentence(first)}{_hint(first)}") from first
+    try:
+        stream: bytes = cloudpickle.dumps(thing, 5, buffer_callback=buffer_callback)
+    except MpkitError:
+        raise
+    except Exception as error:
+        raise NotPicklable(what, _sentence(error)) from error
+    return stream
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _hint(error: Exception) -> str:
+    if "<lambda>" in str(error) or "<locals>" in str(error) or "local object" in str(error):
+        return (
+            " (move the function to the top level of a module, or install "
+            "mpkit[cloudpickle], with which lambdas and closures travel too)"
+        )
+    return ""

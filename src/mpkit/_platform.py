@@ -1,0 +1,226 @@
+"""What differs by operating system or by version of Python, and nothing else.
+
+Every other module asks here for a kernel feature and lives with ``None`` where the
+system has none. ``MPKIT_PORTABLE=1`` in the environment switches the Linux-only ones
+off, so that what macOS would run can be tested on Linux.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing.popen_fork
+import multiprocessing.process
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from multiprocessing import util
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PORTABLE: Final = os.environ.get("MPKIT_PORTABLE") == "1"
+LINUX: Final = sys.platform == "linux" and not PORTABLE
+
+
+# descriptors that tell of a process, of memory, of packets
+
+
+def open_pidfd(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when process ``pid`` ends.
+
+    None where the system has no such thing (before Linux 5.3, macOS); then the
+    caller has to look again from time to time. Raises ProcessLookupError if the
+    process is gone and was reaped.
+    """
+    if not (LINUX and hasattr(os, "pidfd_open")):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            return None
+        raise
+
+
+def anonymous_file(size: int) -> int:
+    """Return a descriptor of ``size`` bytes of memory that the kernel frees with it."""
+    if LINUX and hasattr(os, "memfd_create"):
+        fd = os.memfd_create("mpkit", os.MFD_CLOEXEC)
+    else:
+        import tempfile  # noqa: PLC0415  slow to import, and rarely needed
+
+        fd, path = tempfile.mkstemp(prefix="mpkit-")
+        os.unlink(path)
+    try:
+        os.ftruncate(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+#: Whether a local socket can keep packets apart (macOS has no SOCK_SEQPACKET for AF_UNIX).
+HAS_PACKETS: Final = LINUX and hasattr(socket, "SOCK_SEQPACKET")
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected local sockets, of packets if the system has those."""
+    kind = socket.SOCK_SEQPACKET if HAS_PACKETS else socket.SOCK_STREAM
+    return socket.socketpair(socket.AF_UNIX, kind)
+
+
+def die_when_hung_up(fd: int) -> bool:
+    """Have the kernel SIGKILL this process when the last writer of pipe ``fd`` is gone.
+
+    Returns False where the kernel cannot. Unlike ``PR_SET_PDEATHSIG`` it does not
+    depend on which *thread* of the parent forked, and unlike a watching thread it
+    works while C code holds the GIL.
+    """
+    if not (LINUX and hasattr(fcntl, "F_SETSIG")):
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_ASYNC)
+    return True
+
+
+# POSIX record locks: a byte of a file belongs to a process, until it ends
+
+# struct flock, whose members stand in another order on macOS.
+_DARWIN: Final = sys.platform == "darwin"
+_FLOCK: Final = struct.Struct("@qqihh" if _DARWIN else "@hhqqi4x")
+
+
+def lock_byte(fd: int, offset: int, *, shared: bool = False, block: bool = False) -> bool:
+    """Lock one byte of ``fd`` for this process; False if another process has it.
+
+    It is freed by `unlock_byte`, at the death of the process, and when the process
+    closes *any* descriptor of the same file. A forked child does not inherit it.
+    """
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.lockf(fd, how if block else how | fcntl.LOCK_NB, 1, offset)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def unlock_byte(fd: int, offset: int) -> None:
+    """Give a byte back."""
+    fcntl.lockf(fd, fcntl.LOCK_UN, 1, offset)
+
+
+def foreign_lock(fd: int, start: int, length: int) -> tuple[int, int, int] | None:
+    """Return (pid, first byte, bytes) of the first lock another process has in the range."""
+    if _DARWIN:
+        query = _FLOCK.pack(start, length, 0, fcntl.F_WRLCK, os.SEEK_SET)
+        first, count, pid, kind, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, query))
+    else:
+        query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+        kind, _, first, count, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, query))
+    return None if kind == fcntl.F_UNLCK else (pid, first, count)
+
+
+# what the system knows of a process
+
+
+def process_name(pid: int) -> str:
+    """Return the command line of ``pid``, shortened; "?" if it cannot be had."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(400).replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return "?"
+    return words or "?"
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process occupies."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        import resource  # noqa: PLC0415  only where there is no /proc
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if _DARWIN else peak * 1024
+
+
+def exit_reason(exitcode: int | None) -> str:
+    """Say an exit code in words: ``"was killed by SIGKILL"``, ``"exited with code 3"``."""
+    if exitcode is None:
+        return "vanished"
+    if exitcode >= 0:
+        return f"exited with code {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        name = f"signal {-exitcode}"
+    return f"was killed by {name}"
+
+
+def exitcode_of_child(pid: int, patience: float) -> int | None:
+    """Return how a child of this process ended, leaving it to be waited for; or None.
+
+    None if it lives on after ``patience`` seconds, was waited for, or is no child of ours.
+    """
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+        return None
+    try:
+        pidfd = open_pidfd(pid)
+        if pidfd is not None:
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            poller.poll(patience * 1000)
+            os.close(pidfd)
+        status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (ProcessLookupError, ChildProcessError):
+        return None
+    if status is None:
+        return None
+    return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+
+
+# private corners of multiprocessing, each with a test on every supported version
+
+
+def call_at_exit(function: Callable[[], object], priority: int) -> util.Finalize:
+    """Call ``function`` when this process ends, in the root and in multiprocessing's children.
+
+    Not in what forks from it. Callables with a priority of 0 or more are called before
+    child processes are joined, others after. (`atexit` is not enough: a child of
+    multiprocessing leaves through `os._exit`.)
+    """
+    return util.Finalize(None, function, exitpriority=priority)
+
+
+def process_being_forked() -> Any:
+    """Return the `multiprocessing.Process` that this thread is forking right now, or None.
+
+    To be called from an `os.register_at_fork` handler. That a fork moves the channel
+    ends among the arguments of a plain ``Process(target, args)`` needs to know them
+    *before* it happens, and multiprocessing offers no hook.
+    """
+    launch = multiprocessing.popen_fork.Popen._launch.__code__  # type: ignore[attr-defined]
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is launch:
+            return frame.f_locals.get("process_obj")
+        frame = frame.f_back
+    return None
+
+
+def launched(popen: Any) -> bool:
+    """Tell whether a spawning ``Popen`` has come far enough to have copied descriptors."""
+    return getattr(popen, "pid", None) is not None
+
+
+def start_directory() -> str:
+    """Return the working directory in which the program began."""
+    return multiprocessing.process.ORIGINAL_DIR or os.getcwd()  # type: ignore[attr-defined]

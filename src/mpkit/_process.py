@@ -1,0 +1,368 @@
+"""`start` and `Job`: a typed process that returns its result.
+
+A job's child sends one packet, its outcome, and leaves. Whoever waits for the job
+watches the link on which that arrives and the death of the process, so that one of
+them always comes. No thread is started for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec
+
+from typing_extensions import Self, TypeVar
+
+from mpkit import _channel, _fork, _lifeline, _outcome, _pickling, _platform, _wait
+from mpkit._errors import ResultTimeout, WorkerDied
+from mpkit._link import Link, LinkDown
+from mpkit._wait import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+    from multiprocessing.context import BaseContext
+    from multiprocessing.process import BaseProcess
+    from types import TracebackType
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+#: Seconds between SIGTERM and SIGKILL for a process that is asked to end.
+GRACE = 2.0
+
+
+class Child:
+    """A process that this one started, which dies with it; and how to wait for it.
+
+    Never daemonic: it may have children of its own. Any thread may use it.
+    """
+
+    def __init__(
+        self,
+        main: Callable[..., None],
+        args: tuple[Any, ...],
+        context: BaseContext,
+        name: str | None = None,
+    ) -> None:
+        self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
+            target=_main, args=(_lifeline.own(), main, args), name=name, daemon=False
+        )
+        self.process.start()
+        _channel.settle_departures()
+        pid = self.process.pid
+        assert pid is not None
+        self.pid: int = pid
+        self.name = self.process.name
+        self._exitcode: int | None = None
+        # Guards waiting for the process: of two threads in waitpid(), one is told that
+        # there is no such child.
+        self._reaping = threading.Lock()
+        try:
+            self._pidfd = _platform.open_pidfd(pid)
+        except ProcessLookupError:  # so soon: it is dead, and the sentinel says so
+            self._pidfd = None
+
+    @property
+    def sentinel(self) -> int:
+        """A descriptor that becomes readable when the process ends.
+
+        Not multiprocessing's, where there is a pidfd: under fork that one is a pipe,
+        which also the child's own children keep open.
+        """
+        return self.process.sentinel if self._pidfd is None else self._pidfd
+
+    @property
+    def exitcode(self) -> int | None:
+        """How the process ended; None while it lives."""
+        if self._exitcode is None and _wait.poll([self.sentinel], 0):
+            self.join(None)
+        return self._exitcode
+
+    def join(self, timeout: float | None) -> bool:
+        """Wait for the end of the process, at most ``timeout`` seconds; tell if it came."""
+        if self._exitcode is None:
+            if not _wait.poll([self.sentinel], timeout):
+                return False
+            with self._reaping:
+                if self._exitcode is None:
+                    self.process.join()
+                    self._exitcode = self.process.exitcode
+        return True
+
+    def signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        with self._reaping:  # while it is not reaped its pid is nobody else's
+            if self._exitcode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, number)
+
+    def stop(self, grace: float = GRACE) -> None:
+        """Ask the process to end, and kill it if it has not after ``grace`` seconds."""
+        self.signal(signal.SIGTERM)
+        if not self.join(grace):
+            self.signal(signal.SIGKILL)
+            self.join(None)
+
+    def __del__(self) -> None:
+        # Not at the end of the process: a thread may still be polling it.
+        pidfd = getattr(self, "_pidfd", None)
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+def _main(lifeline: _lifeline.Lifeline, main: Callable[..., None], args: tuple[Any, ...]) -> None:
+    lifeline.hold()
+    main(*args)
+
+
+class Call(_fork.Bearer):
+    """A function and its arguments, as they travel to a new process.
+
+    Under fork they are inherited and need not be picklable.
+    """
+
+    def __init__(
+        self, fn: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.fn = fn
+        self.args = args
+        self.kwargs = kwargs
+        self.what = _outcome.describe(fn)
+
+    def _carried(self) -> list[object]:
+        return [self.fn, self.args, self.kwargs]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        stream, buffers = _pickling.dumps((self.fn, self.args, self.kwargs), f"{self.what}(...)")
+        return _rebuild_call, (stream, [bytes(buffer) for buffer in buffers])
+
+
+def _rebuild_call(stream: bytes, buffers: list[bytes]) -> Call:
+    return Call(*pickle.loads(stream, buffers=buffers))
+
+
+class Job(Generic[R_co]):
+    """A process that runs one call, and its result.
+
+    `start` makes jobs. The process dies with the one that started it, whichever way that
+    ends, except that a normal exit of the interpreter waits for it first (as it does for
+    every `multiprocessing.Process`). Any thread may use a job; only the process that
+    started it can wait for it.
+
+    As a context manager, a job is waited for when the block ends well, and killed when
+    the block raises.
+
+    Example:
+        >>> with start(pow, 2, 10) as job:
+        ...     job.result(timeout=30)
+        1024
+
+    """
+
+    def __init__(self, call: Call) -> None:
+        """Not for users: `start` makes jobs."""
+        self._what = f"job {call.what}"
+        self._link, there = Link.pair()
+        try:
+            self._child = Child(_run_job, (there, call), multiprocessing.get_context())
+        except BaseException:
+            self._link.close()
+            raise
+        finally:
+            there.close()
+        self._outcome: tuple[R_co | None, BaseException | None] | None = None
+        # Held by the thread that receives the outcome.
+        self._receiving = threading.Lock()
+
+    def __repr__(self) -> str:
+        code = self.exitcode
+        state = "running" if code is None else _platform.exit_reason(code)
+        return f"<{self._what}: process {self.pid} {state}>"
+
+    @property
+    def pid(self) -> int:
+        """The number of the job's process."""
+        return self._child.pid
+
+    @property
+    def name(self) -> str:
+        """The name of the job's process, as multiprocessing gave it."""
+        return self._child.name
+
+    @property
+    def exitcode(self) -> int | None:
+        """How the process ended: 0, 1 after an exception, a code, minus a signal's number.
+
+        None while it lives.
+        """
+        return self._child.exitcode
+
+    def is_alive(self) -> bool:
+        """Tell whether the process still runs."""
+        return self.exitcode is None
+
+    def result(self, timeout: float | None = None) -> R_co:
+        """Return what the call returned, blocking until it has.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+
+        Raises:
+            ResultTimeout: it was not there in time. The job goes on.
+            WorkerDied: the process ended before the call did: killed, or by `os._exit`.
+            TaskExit: the call raised `SystemExit`.
+            RemoteError: the call raised what cannot be raised here.
+            Exception: whatever else the call raised, with the traceback of its process
+                as the cause.
+
+        """
+        value, error = self._wait(timeout)
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]  # it is R_co when there is no error
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what `result` would raise, or None if it would return.
+
+        Args and errors are those of `result`, as far as waiting goes.
+        """
+        return self._wait(timeout)[1]
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until the process has ended, at most ``timeout`` seconds; tell if it has.
+
+        A result that was not asked for is kept.
+        """
+        deadline = Deadline(timeout)
+        with contextlib.suppress(ResultTimeout):
+            self._wait(deadline.left())
+        return self._child.join(deadline.left())
+
+    def terminate(self) -> None:
+        """Ask the process to end (SIGTERM), which it may handle. Does not wait."""
+        self._child.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the process at once (SIGKILL). Does not wait."""
+        self._child.signal(signal.SIGKILL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        self.join()
+
+    def __await__(self) -> Generator[Any, None, R_co]:
+        return self._result_async().__await__()
+
+    async def _result_async(self) -> R_co:
+        while not self._ready():
+            await _wait.readable(self._watched())
+        return self.result(0)
+
+    def _wait(self, timeout: float | None) -> tuple[R_co | None, BaseException | None]:
+        deadline = Deadline(timeout)
+        while self._outcome is None:
+            with self._receiving:
+                if self._outcome is None:
+                    self._receive()
+            if self._outcome is None:
+                if deadline.passed():
+                    raise ResultTimeout(self._what, timeout or 0.0)
+                _wait.poll(self._watched(), deadline.left())
+        return self._outcome
+
+    def _receive(self) -> None:
+        """Take the outcome if it is there. Holds _receiving."""
+        dead = self._child.exitcode is not None  # before looking: what it sent is there then
+        try:
+            packet = self._link.receive(Deadline(0))
+        except LinkDown:
+            self._hung_up = True
+            packet = None
+        if packet is not None:
+            self._outcome = self._opened(*packet)
+        elif dead:
+            code = self._child.exitcode
+            reason = _platform.exit_reason(code)
+            self._outcome = None, WorkerDied(self._what, self.pid, code, reason)
+        if self._outcome is not None:
+            self._link.close()
+
+    def _opened(self, data: bytes, fds: list[int]) -> tuple[R_co | None, BaseException | None]:
+        if data[:1] == _outcome.FAILED:
+            return None, _outcome.unpack_error(data[1:], fds)
+        try:
+            return _outcome.unpack_result(self._what, data[1:], fds), None
+        except BaseException as error:  # noqa: BLE001  it is what result() has to raise
+            return None, error
+
+    def _ready(self) -> bool:
+        with contextlib.suppress(ResultTimeout):
+            self._wait(0)
+        return self._outcome is not None
+
+    #: Whether the link has nothing more to say: then only the process' end is watched.
+    _hung_up = False
+
+    def _watched(self) -> Sequence[int]:
+        if self._outcome is not None or self._hung_up:
+            return [self._child.sentinel]
+        return [self._link.fd, self._child.sentinel]
+
+
+def start(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+    """Call ``fn(*args, **kwargs)`` in a new process, and return its `Job`.
+
+    For one long-running companion, or a few; `TaskPool` is for many short calls. Channel
+    ends among the arguments move to the new process. The start method is that of
+    `multiprocessing.get_context`; unless it is fork, the function and its arguments must
+    be picklable (with ``mpkit[cloudpickle]``, lambdas and closures are).
+
+    Raises:
+        TypeError: ``fn`` cannot be called.
+        NotPicklable: the function or an argument cannot travel. No process was started.
+
+    Example:
+        >>> job = start(sorted, "bca", reverse=True)
+        >>> job.result(timeout=30)
+        ['c', 'b', 'a']
+        >>> job.join(timeout=30)
+        True
+
+    """
+    if not callable(fn):
+        raise TypeError(f"start() takes a function and its arguments, not {fn!r}")
+    return Job(Call(fn, args, kwargs))
+
+
+def _run_job(link: Link, call: Call) -> None:
+    """Run the call in the job's process and send what came of it."""
+    code: Any = 0
+    try:
+        value = call.fn(*call.args, **call.kwargs)
+    except BaseException as error:  # noqa: BLE001  to be raised where the job is waited for
+        kind, parcel = _outcome.FAILED, _outcome.pack_error(call.what, error, skip_frames=1)
+        code = error.code if isinstance(error, SystemExit) else 1
+    else:
+        kind, parcel = _outcome.pack_result(call.what, value)
+        code = int(kind == _outcome.FAILED)
+    data, fds = parcel.seal(kind)
+    with contextlib.suppress(LinkDown):  # nobody waits for it any more
+        link.send(data, fds)
+        parcel.depart("moved to the process that started this job")
+    parcel.close()
+    link.close()
+    raise SystemExit(code)

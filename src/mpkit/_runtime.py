@@ -1,0 +1,215 @@
+"""The runtime directory: where processes that share a thing find it.
+
+``/tmp/mpkit-<uid>/`` (or ``MPKIT_RUNTIME_DIR``) has a folder for each *family* (a
+root process and all that it started through multiprocessing) and one, ``named``, for
+what all of this user's programs share by name.
+
+Every process that uses a folder holds a shared `flock` on it, which the kernel drops
+with the process. So whoever gets the *exclusive* lock knows that nobody lives there
+any more, and may remove it: the last one to leave does, and what a killed family
+leaves is swept by the next one to arrive. Having locked a folder, one looks whether
+its path still leads there; if not, it was just swept, and one starts again.
+
+Nothing in a folder is needed after its last user is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import multiprocessing
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from mpkit import _fork, _platform
+from mpkit._errors import RuntimeDirectoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def base_directory() -> str:
+    """Return the path of this user's runtime directory.
+
+    Not below XDG_RUNTIME_DIR or TMPDIR: two programs of one user would then miss each
+    other whenever their environments differ, as a cron job's and a login's do.
+    """
+    return os.environ.get("MPKIT_RUNTIME_DIR") or f"/tmp/mpkit-{os.getuid()}"
+
+
+def family_id() -> str:
+    """Return what the processes of this program have in common, and no others.
+
+    The authentication key is 32 random bytes that multiprocessing makes in the root
+    process and hands to every descendant under every start method.
+    """
+    key = bytes(multiprocessing.current_process().authkey)
+    return hashlib.blake2b(key, digest_size=10, person=b"mpkit family").hexdigest()
+
+
+class Home:
+    """A folder of the runtime directory, held open for as long as this process lives."""
+
+    def __init__(self, name: str, base: str) -> None:
+        self.base = base
+        self.path = os.path.join(self.base, name)
+        with _fork.guard:
+            self._fd = self._enter()
+            _fork.know(self)
+        self._exit = _platform.call_at_exit(self.leave, -100)
+
+    def _enter(self) -> int:
+        while True:
+            _make_base(self.base)
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(self.path, 0o700)
+                fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except FileNotFoundError:  # somebody is sweeping
+                continue
+            except OSError as error:
+                raise RuntimeDirectoryError(self.base, f"cannot be used ({error})") from error
+            fcntl.flock(fd, fcntl.LOCK_SH)  # waits for a sweeper at most
+            if leads_to(self.path, fd):
+                return fd
+            os.close(fd)
+
+    def leave(self) -> None:
+        """Remove the folder if this was the last process to use it."""
+        with _fork.guard:
+            if self._fd >= 0:
+                _remove_if_deserted(self.path, self._fd)
+                os.close(self._fd)
+                self._fd = -1
+        if "MPKIT_RUNTIME_DIR" not in os.environ:  # that one is not ours to remove
+            with contextlib.suppress(OSError):  # not empty: others live there
+                os.rmdir(self.base)
+
+    def _before_fork(self) -> None:
+        """Nothing to decide."""
+
+    def _after_fork_in_parent(self) -> None:
+        """Nothing to let go of."""
+
+    def _after_fork_in_child(self) -> None:
+        # The inherited descriptor shares its lock with the parent's, which would drop
+        # (or upgrade) it for both. Take our own first, so that there is no gap.
+        if self._fd >= 0:
+            inherited, self._fd = self._fd, self._enter()
+            os.close(inherited)
+
+
+_homes: dict[str, Home] = {}
+
+
+def family_home() -> Home:
+    """Return the folder of this program's processes."""
+    return _home(family_id())
+
+
+def named_home() -> Home:
+    """Return the folder of what all programs of this user share by name."""
+    return _home("named")
+
+
+def hold(folder: str) -> None:
+    """Keep ``folder`` from being swept for as long as this process lives.
+
+    For what was unpickled: its path leads to the folder of the family that made it,
+    which need not be ours.
+    """
+    base, name = os.path.split(folder)
+    _home(name, base)
+
+
+def unusable(path: str, error: OSError) -> RuntimeDirectoryError:
+    """Say that ``error`` happened to a file of a folder."""
+    base = os.path.dirname(os.path.dirname(path))
+    return RuntimeDirectoryError(base, f"cannot be used ({error})")
+
+
+def _home(name: str, base: str | None = None) -> Home:
+    base = base or base_directory()
+    path = os.path.join(base, name)
+    home = _homes.get(path)
+    if home is None or home._fd < 0:
+        with _fork.guard:
+            home = _homes.get(path)
+            if home is None or home._fd < 0:
+                home = _homes[path] = Home(name, base)
+                sweep(base)
+    return home
+
+
+def sweep(base: str) -> None:
+    """Remove the folders of families that no longer live."""
+    for entry in _entries(base):
+        try:
+            fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # not a folder, or swept by somebody else
+            continue
+        try:
+            _remove_if_deserted(entry.path, fd)
+        finally:
+            os.close(fd)
+
+
+def _remove_if_deserted(path: str, fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    if leads_to(path, fd):
+        _remove(path)
+
+
+def _remove(path: str) -> None:
+    """Remove a folder and all below it; what vanishes meanwhile is fine."""
+    for entry in _entries(path):
+        if entry.is_dir(follow_symlinks=False):
+            _remove(entry.path)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry.path)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(path)
+
+
+def _entries(path: str) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            yield from list(entries)
+    except FileNotFoundError:
+        return
+
+
+def leads_to(path: str, fd: int) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    here = os.fstat(fd)
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def _make_base(path: str) -> None:
+    try:
+        os.makedirs(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise RuntimeDirectoryError(path, f"cannot be made ({error.strerror})") from error
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:  # the last user of another folder just left
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        raise RuntimeDirectoryError(path, "is not a directory")
+    if found.st_uid != os.geteuid():
+        raise RuntimeDirectoryError(path, f"belongs to user {found.st_uid}, not to you")
+    if found.st_mode & 0o077:
+        raise RuntimeDirectoryError(
+            path, f"is open to others (mode {stat.S_IMODE(found.st_mode):o}, not 700)"
+        )

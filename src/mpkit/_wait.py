@@ -1,0 +1,201 @@
+"""The one way to block: many things, one poll.
+
+Everything that mpkit waits for is a descriptor that becomes readable: a signal is a
+byte in a FIFO, a death is a pidfd, a message is a packet. `poll` waits for any of
+them in a thread, `readable` in asyncio, and `wait` is the public face of the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import select
+import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable, Sequence
+
+T = TypeVar("T")
+
+#: How often to look again, in seconds, where the kernel cannot tell of a death (macOS).
+LOOK_AGAIN = 0.05
+
+
+class Deadline:
+    """A moment in the future, or never. ``timeout`` is in seconds; None is for ever."""
+
+    def __init__(self, timeout: float | None) -> None:
+        check_timeout(timeout)
+        self.timeout = timeout
+        self._end = math.inf if timeout is None else time.monotonic() + timeout
+
+    def left(self) -> float | None:
+        """Return the seconds that are left, 0 if it has passed; None if it never will."""
+        return None if self._end == math.inf else max(0.0, self._end - time.monotonic())
+
+    def passed(self) -> bool:
+        """Tell whether it lies behind."""
+        return time.monotonic() >= self._end
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raise for what is not a number of seconds, in the words of the one who passed it."""
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}")
+    if math.isnan(timeout) or timeout < 0:
+        raise ValueError(f"timeout is not negative, unlike {timeout!r}")
+
+
+def poll(fds: Iterable[int], timeout: float | None = None) -> list[int]:
+    """Block until one of ``fds`` is readable, hung up or broken; return those that are.
+
+    ``timeout`` is in seconds; after it the list is empty.
+    """
+    poller = select.poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    # poll() counts in milliseconds and rounds up; its longest is 2**31 of them.
+    longest = None if timeout is None else min(timeout * 1000, 2**31 - 1)
+    return [fd for fd, _ in poller.poll(longest)]
+
+
+def poll_writable(fd: int, timeout: float | None = None) -> None:
+    """Block until ``fd`` takes data, or nobody can read it any more."""
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    poller.poll(None if timeout is None else min(timeout * 1000, 2**31 - 1))
+
+
+async def readable(fds: Sequence[int], timeout: float | None = None) -> bool:
+    """As `poll`, for asyncio: return whether one of ``fds`` became readable in time."""
+    return await _until(fds, "add_reader", "remove_reader", timeout)
+
+
+async def writable(fd: int, timeout: float | None = None) -> bool:
+    """As `poll_writable`, for asyncio: return whether ``fd`` took data in time."""
+    return await _until([fd], "add_writer", "remove_writer", timeout)
+
+
+async def _until(fds: Sequence[int], add: str, remove: str, timeout: float | None) -> bool:
+    """Wait with copies of ``fds`` of our own.
+
+    An event loop knows only one reader per descriptor, and several tasks may wait for
+    the same thing.
+    """
+    import asyncio  # noqa: PLC0415  who awaits has it; nobody else should pay for it
+
+    loop = asyncio.get_running_loop()
+    woken: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))
+            getattr(loop, add)(copies[-1], wake)
+        async with asyncio.timeout(timeout):
+            await woken
+    except TimeoutError:
+        return False
+    finally:
+        for copy in copies:
+            getattr(loop, remove)(copy)
+            os.close(copy)
+    return True
+
+
+@runtime_checkable
+class Waitable(Protocol):
+    """What `wait` takes, besides futures: a Signal, a Channel or a Job."""
+
+    def _ready(self) -> bool:
+        """Tell, without blocking, whether there is something to take."""
+
+    def _watched(self) -> Sequence[int]:
+        """Return descriptors of which one becomes readable when `_ready` may be true."""
+
+
+def wait(*things: T, timeout: float | None = None) -> list[T]:
+    """Block until at least one of ``things`` is ready, and return all that are, in order.
+
+    For any mix of `Signal` (ready while it is set), `Channel` (a message can be
+    received, or its end), `Job` (it has ended) and `Task` or any other
+    `concurrent.futures.Future` (it is done). One system call waits for all of them;
+    nothing is polled and no thread is started.
+
+    Args:
+        things: what to wait for.
+        timeout: seconds to wait; None waits for ever, 0 only looks.
+
+    Returns:
+        Those that are ready; an empty list if none was in time.
+
+    Raises:
+        TypeError: one of the things cannot be waited for.
+
+    Example:
+        >>> import mpkit
+        >>> early, late = mpkit.Signal(), mpkit.Signal()
+        >>> early.set()
+        >>> mpkit.wait(early, late, timeout=5) == [early]
+        True
+
+    """
+    for thing in things:
+        if not isinstance(thing, (Future, Waitable)):
+            raise TypeError(f"wait() takes Signals, Channels, Jobs and Tasks, not {thing!r}")
+    deadline = Deadline(timeout)
+    with contextlib.ExitStack() as stack:
+        fds: set[int] | None = None
+        while True:
+            ready = [thing for thing in things if _is_ready(thing)]
+            if ready or deadline.passed() or not things:
+                return ready
+            if fds is None:
+                fds = {fd for thing in things for fd in _descriptors(thing, stack)}
+                continue  # one may have become ready before we watched it
+            poll(fds, deadline.left())
+
+
+def _is_ready(thing: Any) -> bool:
+    return thing.done() if isinstance(thing, Future) else thing._ready()
+
+
+def _descriptors(thing: Any, stack: contextlib.ExitStack) -> Sequence[int]:
+    """Return what to poll for ``thing``; a future has no descriptor, so it gets a pipe."""
+    if not isinstance(thing, Future):
+        watched: Sequence[int] = thing._watched()
+        return watched
+    reader, writer = os.pipe()
+    stack.callback(os.close, reader)
+    bell = _Bell(writer)
+    stack.callback(bell.close)
+    thing.add_done_callback(bell.ring)
+    return [reader]
+
+
+class _Bell:
+    """The writing end of a pipe, rung by a future when it is done."""
+
+    def __init__(self, fd: int) -> None:
+        self._fds = [fd]
+
+    def ring(self, _: Future[Any]) -> None:
+        # pop() is atomic: the future's thread and the waiting one may both be here.
+        with contextlib.suppress(IndexError):
+            fd = self._fds.pop()
+            os.write(fd, b"!")
+            os.close(fd)
+
+    def close(self) -> None:
+        with contextlib.suppress(IndexError):
+            os.close(self._fds.pop())
