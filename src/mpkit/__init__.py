@@ -1,2 +1,59 @@
-"""mpkit."""
+"""Typed wrappers around multiprocessing that stay correct when processes die.
+
+``limit`` and `Semaphore` bound a block across processes, `Signal` is an event that a
+killed waiter cannot wedge, `channel` makes a typed duplex pipe whose end always arrives,
+`start` runs a call in a process that returns its result, `TaskPool` runs many calls in
+a few processes, and `wait` waits for any of them.
+"""
+
+# The map of the house. Each line imports only from lines above it:
+#
+#   _errors      every exception           _platform   what differs by system or version
+#   _fork        what a fork lets go of    _runtime    the folder in which processes meet
+#   _wait        the one way to block      _signal     Signal
+#   _bells, _slots, _waiter, _limit        Semaphore and limit
+#   _pickling    objects to bytes          _link       packets over one socket
+#   _parcel      messages, big buffers     _codec      pickle or msgspec
+#   _channel     Channel                   _outcome    how a call's end travels back
+#   _lifeline    children leave with us    _process    start and Job
+#   _pool/       TaskPool: schedule (pure), wire, worker, engine, and the facade
+
+from mpkit._channel import Channel as Channel
+from mpkit._channel import channel as channel
+from mpkit._errors import BrokenChannel as BrokenChannel
+from mpkit._errors import ChannelClosed as ChannelClosed
+from mpkit._errors import ChannelMoved as ChannelMoved
+from mpkit._errors import ChannelTimeout as ChannelTimeout
+from mpkit._errors import EndOfChannel as EndOfChannel
+from mpkit._errors import LimitMismatch as LimitMismatch
+from mpkit._errors import LimitTimeout as LimitTimeout
+from mpkit._errors import MessageTypeError as MessageTypeError
+from mpkit._errors import MpkitError as MpkitError
+from mpkit._errors import NotPicklable as NotPicklable
+from mpkit._errors import PeerDied as PeerDied
+from mpkit._errors import PoolClosed as PoolClosed
+from mpkit._errors import RemoteError as RemoteError
+from mpkit._errors import RemoteTraceback as RemoteTraceback
+from mpkit._errors import ResultTimeout as ResultTimeout
+from mpkit._errors import RuntimeDirectoryError as RuntimeDirectoryError
+from mpkit._errors import TaskExit as TaskExit
+from mpkit._errors import TaskTimeout as TaskTimeout
+from mpkit._errors import WorkerDied as WorkerDied
+from mpkit._errors import WorkerInitError as WorkerInitError
+from mpkit._errors import WouldDeadlock as WouldDeadlock
+from mpkit._limit import Semaphore as Semaphore
+from mpkit._limit import limit as limit
+from mpkit._pool.calls import Calls as Calls
+from mpkit._pool.pool import TaskPool as TaskPool
+from mpkit._pool.results import Results as Results
+from mpkit._pool.stats import Stats as Stats
+from mpkit._pool.stats import Trace as Trace
+from mpkit._pool.stats import WorkerStats as WorkerStats
+from mpkit._pool.task import Task as Task
+from mpkit._pool.worker import worker_state as worker_state
+from mpkit._process import Job as Job
+from mpkit._process import start as start
+from mpkit._signal import Signal as Signal
+from mpkit._wait import wait as wait
+
 __version__ = "0.1.0"

@@ -23,9 +23,9 @@ import weakref
 from multiprocessing import context as mp_context
 from multiprocessing import util
 from multiprocessing.reduction import DupFd
-from typing import TYPE_CHECKING, Any, Generic, Literal, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
-from typing_extensions import Self, TypeVar
+from typing_extensions import TypeVar
 
 from mpkit import _codec, _fork, _parcel, _platform, _wait
 from mpkit._errors import (
@@ -460,7 +460,9 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
 
 
 @overload
-def channel(*, codec: Literal["pickle"] = "pickle") -> tuple[Channel[Any, Any], Channel[Any, Any]]: ...
+def channel(
+    *, codec: Literal["pickle"] = "pickle"
+) -> tuple[Channel[Any, Any], Channel[Any, Any]]: ...
 
 
 @overload
@@ -555,7 +557,7 @@ _registered_in: int | None = None
 
 
 def _say_goodbye_at_exit() -> None:
-    global _registered_in  # noqa: PLW0603  once a process
+    global _registered_in
     if _registered_in is None:
         util.register_after_fork(_open_ends, lambda _: _register())
     if _registered_in != os.getpid():
@@ -564,7 +566,7 @@ def _say_goodbye_at_exit() -> None:
 
 def _register() -> None:
     """Have this process close its ends before it waits for its children, who may read them."""
-    global _registered_in  # noqa: PLW0603
+    global _registered_in
     _registered_in = os.getpid()
     _platform.call_at_exit(_close_all, 10)
 

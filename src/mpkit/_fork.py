@@ -50,7 +50,7 @@ class Bearer:
 
 def know(thing: Inherited) -> None:
     """Have ``thing`` told of every fork from now on. The caller holds `guard`."""
-    global _installed  # noqa: PLW0603  the handlers can never be removed again
+    global _installed
     if not _installed:
         _installed = True
         os.register_at_fork(

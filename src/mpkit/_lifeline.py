@@ -12,9 +12,8 @@ import os
 import select
 import signal
 import threading
-from typing import Any
-
 from multiprocessing.reduction import DupFd
+from typing import Any
 
 from mpkit import _fork, _platform
 
@@ -65,7 +64,7 @@ class Lifeline:
         """Nothing to let go of: the next child gets the same."""
 
     def _after_fork_in_child(self) -> None:
-        global _own  # noqa: PLW0603
+        global _own
         if _own is self:
             _own = None
         if self._writer is not None:
@@ -80,7 +79,7 @@ _own: Lifeline | None = None
 
 def own() -> Lifeline:
     """Return this process' lifeline, to give to the children that it starts."""
-    global _own  # noqa: PLW0603  one a process
+    global _own
     if _own is None:
         with _fork.guard:
             if _own is None:

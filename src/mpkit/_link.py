@@ -37,7 +37,7 @@ _NOSIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 _CLOEXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
-class LinkDown(Exception):  # noqa: N818  an event of the transport, never seen outside mpkit
+class LinkDown(Exception):
     """Nobody is at the other end any more."""
 
 

@@ -9,10 +9,10 @@ the process that raised it: one that cannot be rebuilt is replaced there by a
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mpkit import _parcel, _pickling
-from mpkit._errors import RemoteError, RemoteTraceback, TaskExit
+from mpkit._errors import NotPicklable, RemoteError, RemoteTraceback, TaskExit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,41 +24,65 @@ DONE: Final = b"d"
 FAILED: Final = b"f"
 
 
-def pack_result(what: str, value: object) -> tuple[bytes, Parcel]:
-    """Pack what a call returned; that it cannot be pickled is an outcome, too."""
+def pack_result(what: str, fn: Callable[..., object], value: object) -> tuple[bytes, Parcel]:
+    """Pack what ``fn`` returned; that it cannot be pickled is an outcome, too."""
     try:
-        return DONE, _parcel.pack(value, f"the result of {what}")
+        return DONE, _parcel.pack(value, "the result")
+    except NotPicklable as error:
+        named = NotPicklable(f"the result of {what} ({describe(fn)})", error.why)
+        named.__cause__ = error.__cause__
+        return FAILED, pack_error(what, named)
     except BaseException as error:  # noqa: BLE001  pickling is user code
         return FAILED, pack_error(what, error)
 
 
+class Raised(NamedTuple):
+    """An exception in parts that always travel."""
+
+    type_name: str
+    message: str
+    text: str
+    stream: bytes
+    why: str
+
+    @staticmethod
+    def of(what: str, error: BaseException, *, skip_frames: int = 0) -> Raised:
+        """Take ``error`` apart, in the process that raised it."""
+        import traceback  # noqa: PLC0415  most programs never get here
+
+        trace = error.__traceback__
+        for _ in range(skip_frames):  # ours, which say nothing about the failure
+            trace = trace.tb_next if trace else None
+        text = "".join(traceback.format_exception(type(error), error, trace))
+        try:
+            stream, why = _rebuildable(_presentable(what, error)), ""
+        except BaseException as failure:  # noqa: BLE001  the exception's own code ran
+            stream, why = b"", f"the original could not travel: {_message(failure)}"
+        return Raised(_qualified_name(error), _message(error), text, stream, why)
+
+    def error(self) -> BaseException:
+        """Return the exception, caused by its traceback in the other process."""
+        error: BaseException
+        try:
+            error = pickle.loads(self.stream) if self.stream else self._stand_in(self.why)
+        except BaseException as failure:  # noqa: BLE001  its own code ran, here this time
+            error = self._stand_in(f"the original could not be rebuilt: {_message(failure)}")
+        error.__cause__ = RemoteTraceback(self.text)
+        return error
+
+    def _stand_in(self, why: str) -> RemoteError:
+        return RemoteError(self.type_name, self.message, self.text, why)
+
+
 def pack_error(what: str, error: BaseException, *, skip_frames: int = 0) -> Parcel:
     """Pack an exception and its traceback."""
-    import traceback  # noqa: PLC0415  most programs never get here
-
-    trace = error.__traceback__
-    for _ in range(skip_frames):  # ours, which say nothing about the failure
-        trace = trace.tb_next if trace else None
-    text = "".join(traceback.format_exception(type(error), error, trace))
-    name, message = _qualified_name(error), _message(error)
-    try:
-        stream, why = _rebuildable(_presentable(what, error)), ""
-    except BaseException as failure:  # noqa: BLE001  the exception's own code ran
-        stream, why = b"", f"the original could not travel: {_message(failure)}"
-    return _parcel.pack((name, message, text, stream, why), f"the failure of {what}")
+    raised = Raised.of(what, error, skip_frames=skip_frames)
+    return _parcel.pack(tuple(raised), f"the failure of {what}")
 
 
 def unpack_error(data: bytes, fds: list[int]) -> BaseException:
     """Return the exception of a failed call, caused by its traceback in the other process."""
-    name, message, text, stream, why = _parcel.unpack(data, fds)
-    error: BaseException
-    try:
-        error = pickle.loads(stream) if stream else RemoteError(name, message, text, why)
-    except BaseException as failure:  # noqa: BLE001  the exception's own code ran, here this time
-        why = f"the original could not be rebuilt: {_message(failure)}"
-        error = RemoteError(name, message, text, why)
-    error.__cause__ = RemoteTraceback(text)
-    return error
+    return Raised(*_parcel.unpack(data, fds)).error()
 
 
 def unpack_result(what: str, data: bytes, fds: list[int]) -> Any:

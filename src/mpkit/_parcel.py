@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-class Malformed(Exception):  # noqa: N818  becomes an error of the channel or the worker
+class Malformed(Exception):
     """These bytes are not a message."""
 
 
@@ -79,6 +79,7 @@ class Parcel:
         self._movables: list[Movable] = []
         # Descriptors: of what is carried, then of the segment if there is one.
         self._copies: list[int] = []
+        self._in_segment = False
 
     def carry(self, thing: Movable) -> int:
         """Take ``thing`` along; return the index by which the receiver can `claim` it."""
@@ -97,9 +98,12 @@ class Parcel:
 
         ``header`` is put before the message, for the receiver to take off.
         """
-        if not self.buffers and len(header) + len(self.stream) < PACKET:
-            return header + _INLINE + self.stream, self._copies
-        self._copies.append(_write_segment(self.stream, self.buffers))
+        if not self._in_segment:
+            if not self.buffers and len(header) + len(self.stream) < PACKET:
+                return header + _INLINE + self.stream, self._copies
+            self._copies.append(_write_segment(self.stream, self.buffers))
+            self._in_segment = True
+            self.stream, self.buffers = b"", []
         return header + _SEGMENT, self._copies
 
     def depart(self, where: str) -> None:
@@ -199,7 +203,8 @@ def _read_segment(fd: int) -> tuple[memoryview, list[memoryview]]:
     size = os.fstat(fd).st_size
     if size < _COUNT.size:
         raise Malformed(f"a segment of {size} bytes is too short")
-    whole = memoryview(mmap.mmap(fd, size))
+    # Private: the sender may have to send the same segment again, to another worker.
+    whole = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE))
     (count,) = _COUNT.unpack_from(whole)
     if not 1 <= count < size // _COUNT.size:
         raise Malformed(f"a segment of {size} bytes cannot have {count} parts")

@@ -165,6 +165,13 @@ def exit_reason(exitcode: int | None) -> str:
     return f"was killed by {name}"
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def exitcode_of_child(pid: int, patience: float) -> int | None:
     """Return how a child of this process ended, leaving it to be waited for; or None.
 
@@ -200,6 +207,13 @@ def call_at_exit(function: Callable[[], object], priority: int) -> util.Finalize
     return util.Finalize(None, function, exitpriority=priority)
 
 
+def call_when_gone(
+    thing: object, function: Callable[..., object], args: tuple[Any, ...], priority: int
+) -> util.Finalize:
+    """Call ``function(*args)`` when ``thing`` is garbage, or at the latest as `call_at_exit`."""
+    return util.Finalize(thing, function, args, exitpriority=priority)
+
+
 def process_being_forked() -> Any:
     """Return the `multiprocessing.Process` that this thread is forking right now, or None.
 
@@ -224,3 +238,12 @@ def launched(popen: Any) -> bool:
 def start_directory() -> str:
     """Return the working directory in which the program began."""
     return multiprocessing.process.ORIGINAL_DIR or os.getcwd()  # type: ignore[attr-defined]
+
+
+def main_is_being_imported() -> bool:
+    """Tell whether this process is being prepared by multiprocessing.
+
+    It may be the fork server then, importing the program's main module for children
+    that are not born yet: it does not belong to the program's family, they will.
+    """
+    return getattr(multiprocessing.process.current_process(), "_inheriting", False)

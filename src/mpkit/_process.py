@@ -13,9 +13,9 @@ import os
 import pickle
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self
 
-from typing_extensions import Self, TypeVar
+from typing_extensions import TypeVar
 
 from mpkit import _channel, _fork, _lifeline, _outcome, _pickling, _platform, _wait
 from mpkit._errors import ResultTimeout, WorkerDied
@@ -357,7 +357,7 @@ def _run_job(link: Link, call: Call) -> None:
         kind, parcel = _outcome.FAILED, _outcome.pack_error(call.what, error, skip_frames=1)
         code = error.code if isinstance(error, SystemExit) else 1
     else:
-        kind, parcel = _outcome.pack_result(call.what, value)
+        kind, parcel = _outcome.pack_result("a job", call.fn, value)
         code = int(kind == _outcome.FAILED)
     data, fds = parcel.seal(kind)
     with contextlib.suppress(LinkDown):  # nobody waits for it any more

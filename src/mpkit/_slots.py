@@ -21,6 +21,7 @@ each slot since when. The last is a note for `Slots.notes` only, the truth is th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import multiprocessing
@@ -32,10 +33,11 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from mpkit import _fork, _platform, _runtime
+from mpkit._bells import Bells, name_for, ticket_and_owner
 from mpkit._errors import LimitMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Generator
 
 #: Who holds a slot within this process: the ident of a thread, or an asyncio task.
 Owner: TypeAlias = Hashable
@@ -47,14 +49,18 @@ MOST_SLOTS: Final = 1_000_000
 _USE: Final = 1 << 30
 _JOIN: Final = _USE + 1
 
-# magic, slots, last ticket, somebody waits; then the notes: pid, since, process name.
+# magic, slots, last ticket, whether somebody waits, place, ticket and pid of who is first;
+# then the notes: pid, since when, process name.
 _MAGIC: Final = b"mpkit\0s1"
-_HEADER: Final = struct.Struct("<8sQQB")
+_HEADER: Final = struct.Struct("<8sQQB7x208s16x")
+_PLACE_SIZE: Final = 208
 _TICKET: Final = struct.Struct("<Q")
 _TICKET_AT: Final = 16
 _WAITED_FOR: Final = 24
+_FIRST: Final = struct.Struct("<Qq")
+_FIRST_AT: Final = 240
 _NOTE: Final = struct.Struct("<qd48s")
-_NOTES_AT: Final = 64
+_NOTES_AT: Final = 256
 #: Beyond these many slots nobody notes who holds one: the file would grow too large.
 _NOTED: Final = 1024
 
@@ -75,67 +81,73 @@ class Slots:
         self.path = path
         self.slots = slots
         self.place = place
-        self.users = 0  # under _fork.guard
-        # Re-entrant, since a signal handler or a finalizer may release a slot.
+        folder, name = os.path.split(path)
+        self.bells = Bells(os.path.join(folder, f"queue-{name}"))
+        # Over all below. Re-entrant, since a signal handler or a finalizer may release.
         self._mutex = threading.RLock()
-        # Invariant: each slot is in exactly one of `_free` (not held by this process;
-        # the most recently released last) and `_held`, or being moved under `_mutex`.
-        self._free = list(range(slots - 1, -1, -1))
+        # Invariant: each slot is in exactly one of `_free` (not held by this process; the
+        # most recently released last) and `_held`, or being moved under the mutex.
+        self._free: list[int] = []
         self._held: dict[Owner, list[int]] = {}
-        self._pid = os.getpid()
-        self._name: bytes | None = None
+        self._start_over()
         self._fd, self._map = _open(path, slots, place)
+
+    def _start_over(self) -> None:
+        self._free = list(range(self.slots - 1, -1, -1))
+        self._held = {}
+        self._pid = os.getpid()
+        self._name = b""
+        # Whether our descriptor may be of a file that others do not meet on.
+        self._stale = False
 
     def take(self, owner: Owner, *, overtake: bool = True) -> bool:
         """Take a free slot for ``owner`` if there is one. Never blocks.
 
-        Unless told to ``overtake``, it leaves the slot to those who wait, once they
-        have waited for too long.
+        Unless told to ``overtake``, it leaves the slot to those who wait, once one of
+        them has been overtaken for too long.
         """
-        if not overtake and self._map[_WAITED_FOR] == HUNGRY:
-            return False
-        free = self._free
-        missed: list[int] = []
-        slot = -1
         with self._mutex:
+            if self._stale:
+                self._refresh()
+            if not overtake and self._map[_WAITED_FOR] == HUNGRY:
+                return False
+            slot = self._lock_one()
+            if slot is None:
+                return False
             try:
-                # A slot leaves the list before it is locked: a signal handler that takes
-                # one here in between must not find it.
-                for _ in range(len(free)):
-                    slot = free.pop()
-                    if _platform.lock_byte(self._fd, slot):
-                        break
-                    missed.append(slot)
-                    slot = -1
-                if slot < 0:
-                    return False
-                if not os.fstat(self._fd).st_nlink and not self._held:
-                    # A cleaner deleted the file: others may already meet on a new one.
-                    # (What is still held keeps us here, or it would be given up.)
-                    raise _Deleted
-                if slot < _NOTED:
+                if not self._held and not os.fstat(self._fd).st_nlink:
+                    self._stale = True  # deleted underneath: others meet on a new file
+                else:
                     self._note(slot)
-                self._held.setdefault(owner, []).append(slot)
-            except _Deleted:
-                self._abandon(slot)
-                free.extend(missed)
-                missed.clear()
-                self._reopen()
-                return self.take(owner)
+                    self._held.setdefault(owner, []).append(slot)
             except BaseException:
-                if slot >= 0 and slot not in missed:
-                    self._abandon(slot)
+                self._give_back(slot)
                 raise
-            finally:
-                if missed:
-                    free.extend(reversed(missed))
-        return True
+            if self._stale:
+                self._give_back(slot)
+                return self.take(owner, overtake=overtake)
+            return True
+
+    def _lock_one(self) -> int | None:
+        """Lock a slot that nobody holds; it is then in neither `_free` nor `_held`."""
+        free = self._free
+        slot = free.pop() if free else None
+        if slot is None or _platform.lock_byte(self._fd, slot):
+            return slot
+        # Those that others hold go to the bottom: the next one to look begins elsewhere.
+        missed = [slot]
+        try:
+            while free:
+                slot = free.pop()
+                if _platform.lock_byte(self._fd, slot):
+                    return slot
+                missed.append(slot)
+            return None
+        finally:
+            free[:0] = missed
 
     def give(self, owner: Owner) -> bool:
-        """Give back a slot of ``owner``, else any that this process holds.
-
-        Returns False if it holds none. The caller then rings the queue if `waited_for`.
-        """
+        """Give back a slot of ``owner``, else any that this process holds; False if none."""
         with self._mutex:
             held = self._held
             if owner not in held:
@@ -148,99 +160,160 @@ class Slots:
                 if not mine:
                     del held[owner]
             finally:
-                _platform.unlock_byte(self._fd, slot)
+                self._give_back(slot)
+            return True
+
+    def _give_back(self, slot: int) -> None:
+        """Unlock a slot, and tell who waits. A waiter that saw us hold it relies on both."""
+        try:
+            _platform.unlock_byte(self._fd, slot)
+            self._free.append(slot)
+            if self._map[_WAITED_FOR]:
+                self.ring()
+        except BaseException:  # Ctrl-C in the middle: once more, all of it can be repeated
+            _platform.unlock_byte(self._fd, slot)
+            if slot not in self._free:
                 self._free.append(slot)
-        return True
+            self.ring()
+            raise
+
+    def ring(self) -> None:
+        """Have the first one who waits look for a free slot."""
+        # If the one who said that he is first still stands, he is: nobody joins before
+        # him. If he died, it makes no difference whether he is rung (see `_waiter`).
+        first = name_for(*_FIRST.unpack_from(self._map, _FIRST_AT))
+        if not (self.bells.ring_one(first) or self.bells.ring()):
+            # Nobody waits: say so, unless somebody joins the queue just now. Having the
+            # JOIN lock we know that nobody is about to hang up a bell that we cannot see.
+            with self.joining(block=False) as ours:
+                if ours and not self.bells.names():
+                    self._map[_WAITED_FOR] = NOBODY
 
     def holds(self, owner: Owner) -> int:
         """Return how many slots ``owner`` holds."""
         return len(self._held.get(owner, ()))
 
-    @property
-    def waited_for(self) -> int:
-        """Whether somebody waits: NOBODY, SOMEBODY or HUNGRY.
+    def next_ticket(self) -> int:
+        """Return the place in the queue of one who is `joining`, and say that he waits."""
+        # The clock is for a file that was laid out anew while some still queue.
+        last: int = _TICKET.unpack_from(self._map, _TICKET_AT)[0]
+        ticket = max(last + 1, time.monotonic_ns())
+        _TICKET.pack_into(self._map, _TICKET_AT, ticket)
+        # Taken back under JOIN only, when no bell hangs: so while his bell hangs, whoever
+        # releases a slot reads it. (His failing to lock a slot and the other's unlocking it
+        # take the same lock inside the kernel, which orders this write and that read.)
+        if self._map[_WAITED_FOR] == NOBODY:
+            self._map[_WAITED_FOR] = SOMEBODY
+        return ticket
 
-        It may say so when all who waited are dead, but never the other way round: the
-        queue sets it before it looks for a free slot, and who releases one reads it
-        after that. (Both lock the file's list of locks in the kernel in between, which
-        orders them on every processor.)
-        """
-        return self._map[_WAITED_FOR]
-
-    @waited_for.setter
-    def waited_for(self, state: int) -> None:
-        self._map[_WAITED_FOR] = state
-
-    def joining(self, join: Callable[[int], None], *, block: bool = True) -> None:
-        """Call ``join`` with the next ticket, while nobody else of any process joins."""
+    def lead(self, name: str) -> None:
+        """Note whose bell is the first, to save who releases a slot from reading the queue."""
         with self._mutex:
-            if not (_lock(self._fd, _JOIN) if block else _platform.lock_byte(self._fd, _JOIN)):
-                return
+            self._refresh()
+            _FIRST.pack_into(self._map, _FIRST_AT, *ticket_and_owner(name))
+
+    def nobody_after(self, name: str) -> bool:
+        """Tell whether that bell, which was taken down just now, was the last one."""
+        with self._mutex:
+            if self._stale:
+                return False
+            last: int = _TICKET.unpack_from(self._map, _TICKET_AT)[0]
+            return last == ticket_and_owner(name)[0]
+
+    @contextlib.contextmanager
+    def joining(self, *, block: bool = True) -> Generator[bool]:
+        """Hold the JOIN lock: nobody else, of any process, joins the queue meanwhile."""
+        with self._mutex:
+            self._refresh()
+            ours = _lock(self._fd, _JOIN) if block else _platform.lock_byte(self._fd, _JOIN)
             try:
-                (last,) = _TICKET.unpack_from(self._map, _TICKET_AT)
-                # The clock is for a file that was laid out anew while some still queued.
-                ticket = max(last + 1, time.monotonic_ns())
-                _TICKET.pack_into(self._map, _TICKET_AT, ticket)
-                join(ticket)
+                yield ours
             finally:
-                _platform.unlock_byte(self._fd, _JOIN)
+                if ours:
+                    _platform.unlock_byte(self._fd, _JOIN)
+
+    def hunger(self, *, over: bool = False) -> None:
+        """Say that the first one who waits is overtaken for too long, or that it is ``over``.
+
+        Only by one whose bell hangs, so that it cannot contradict `ring`.
+        """
+        with self._mutex:
+            if not self._stale:
+                self._map[_WAITED_FOR] = SOMEBODY if over else HUNGRY
+
+    def all_held(self) -> set[int] | None:
+        """Return the pids of the *other* processes that hold slots; None if one is free."""
+        with self._mutex:
+            foreign = self.foreign()
+            taken = foreign.keys() | self.own()
+            return set(foreign.values()) if len(taken) >= self.slots else None
 
     def foreign(self) -> dict[int, int]:
         """Return which slots other processes hold, and the pid of each, as the kernel knows."""
         found: dict[int, int] = {}
         ranges = [(0, self.slots)]
-        while ranges:
-            start, end = ranges.pop()
-            lock = _platform.foreign_lock(self._fd, start, end - start)
-            if lock is None:
-                continue
-            pid, first, count = lock
-            # The kernel merges a process's neighbouring locks, tells of any lock in the
-            # range, not of the first one, and counts 0 for "to the end".
-            first, last = max(first, start), min(first + count if count else end, end)
-            found.update(dict.fromkeys(range(first, last), pid))
-            ranges += [(a, b) for a, b in ((start, first), (last, end)) if a < b]
+        with self._mutex:
+            self._refresh()
+            while ranges:
+                start, end = ranges.pop()
+                lock = _platform.foreign_lock(self._fd, start, end - start)
+                if lock is None:
+                    continue
+                # The kernel merges a process's neighbouring locks, tells of any lock in the
+                # range, not of the first one, and counts 0 for "to the end".
+                pid, first, count = lock
+                last = min(first + count, end) if count else end
+                first = max(first, start)
+                found.update(dict.fromkeys(range(first, last), pid))
+                ranges += [(a, b) for a, b in ((start, first), (last, end)) if a < b]
         return found
 
-    def own(self) -> set[int]:
+    def own(self) -> list[int]:
         """Return which slots this process holds."""
         with self._mutex:
-            return {slot for slots in self._held.values() for slot in slots}
+            return [slot for slots in self._held.values() for slot in slots]
 
     def note(self, slot: int) -> tuple[int, float, str]:
         """Return who noted to hold ``slot`` last: pid, since when, process name."""
         if slot >= _NOTED:
             return 0, 0.0, ""
-        pid, since, name = _NOTE.unpack_from(self._map, _NOTES_AT + slot * _NOTE.size)
+        with self._mutex:
+            self._refresh()
+            pid, since, name = _NOTE.unpack_from(self._map, _NOTES_AT + slot * _NOTE.size)
         return pid, since, name.rstrip(b"\0").decode(errors="replace")
 
     def _note(self, slot: int) -> None:
-        name = self._name
-        if name is None:
-            name = self._name = multiprocessing.current_process().name.encode()[:48]
-        _NOTE.pack_into(self._map, _NOTES_AT + slot * _NOTE.size, self._pid, time.time(), name)
+        if slot < _NOTED:
+            name = self._name or self._learn_name()
+            at = _NOTES_AT + slot * _NOTE.size
+            _NOTE.pack_into(self._map, at, self._pid, time.time(), name)
 
-    def _abandon(self, slot: int) -> None:
-        """Give back a slot that was locked but not handed out."""
-        _platform.unlock_byte(self._fd, slot)
-        self._free.append(slot)
+    def _learn_name(self) -> bytes:
+        self._name = multiprocessing.current_process().name.encode()[:48]
+        return self._name
 
-    def _reopen(self) -> None:
-        """Go to the file that is at our path now; we hold nothing of this one."""
-        with _fork.guard:
-            old_fd, old_map = self._fd, self._map
-            self._fd, self._map = _open(self.path, self.slots, self.place)
-            old_map.close()
-            os.close(old_fd)
+    def _refresh(self) -> None:
+        """Go to the file that is at our path now, if ours is stale. We hold nothing of it."""
+        if self._stale:
+            with _fork.guard:
+                # Closed first: if it is the same file, that would drop the new locks.
+                self.close()
+                self._fd, self._map = _open(self.path, self.slots, self.place)
+                self._stale = False
 
-    def close(self) -> None:
-        """Let go of the file, and remove it if nobody else has it open."""
-        # Alone: nobody holds a slot or waits, so a file made anew by a Semaphore that
-        # still travels as a pickle loses nothing.
-        if _platform.lock_byte(self._fd, _USE) and _runtime.leads_to(self.path, self._fd):
+    def close(self, *, remove: bool = False) -> None:
+        """Let go of the file, and ``remove`` it if nobody else has it open."""
+        self._stale = True
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        # Alone: nobody holds a slot or waits. So a file made anew, by a Semaphore that
+        # still travels as a pickle, has lost nothing.
+        if remove and _platform.lock_byte(fd, _USE) and _runtime.leads_to(self.path, fd):
+            self.bells.remove()
             os.unlink(self.path)
-        self._map.close()  # which closes a descriptor too, and with it drops the locks
-        os.close(self._fd)
+        self._map.close()  # this closes a descriptor too, and with it drops the locks
+        os.close(fd)
 
     def busy(self) -> bool:
         """Tell whether this process holds a slot."""
@@ -254,20 +327,12 @@ class Slots:
 
     def _after_fork_in_child(self) -> None:
         self._mutex = threading.RLock()
-        self._free = list(range(self.slots - 1, -1, -1))
-        self._held = {}
-        self._pid = os.getpid()
-        self._name = None
-        # If somebody was alone with the file meanwhile, because our parent was killed, he
-        # removed it, and the next `take` finds out; or laid it out for himself.
-        if not _platform.lock_byte(self._fd, _USE, shared=True) or (
-            _HEADER.unpack_from(self._map)[1] != self.slots
-        ):
-            self._reopen()
-
-
-class _Deleted(Exception):
-    """The file was deleted underneath."""
+        self._start_over()
+        self.bells.own.clear()
+        # Were our parent killed before this, somebody might have been alone with the file,
+        # and have removed it or laid it out for himself. Then the next `take` goes there.
+        ours = self._fd >= 0 and _platform.lock_byte(self._fd, _USE, shared=True)
+        self._stale = not ours or _HEADER.unpack_from(self._map)[1] != self.slots
 
 
 def _open(path: str, slots: int, place: str) -> tuple[int, mmap.mmap]:
@@ -296,7 +361,7 @@ def _enter(fd: int, path: str, slots: int, place: str) -> mmap.mmap | None:
         try:
             os.ftruncate(fd, size)
             os.pwrite(fd, bytes(size), 0)
-            os.pwrite(fd, _HEADER.pack(_MAGIC, slots, 0, NOBODY), 0)
+            os.pwrite(fd, _HEADER.pack(_MAGIC, slots, 0, NOBODY, place.encode()[:_PLACE_SIZE]), 0)
         except OSError as error:
             raise _runtime.unusable(path, error) from error
         _platform.lock_byte(fd, _USE, shared=True)
@@ -359,4 +424,4 @@ def leave(path: str) -> None:
         found = _all.get(path)
         if found is not None and not found.busy():
             del _all[path]
-            found.close()
+            found.close(remove=True)

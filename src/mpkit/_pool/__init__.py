@@ -1,0 +1,1 @@
+"""TaskPool: its facade, what it runs on, and the engine of processes beneath."""

@@ -1,0 +1,184 @@
+"""What a pool can run on: a small protocol, and its two simplest implementations.
+
+`engine.Engine` is the one with processes. `Inline` runs each call where it is
+submitted, and `OnExecutor` gives it to any `concurrent.futures.Executor`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mpkit._errors import PoolClosed
+from mpkit._pool.stats import Recorder
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
+    from mpkit._pool.options import Options
+    from mpkit._pool.task import Task
+    from mpkit._process import Call
+
+
+class Backend(Protocol):
+    """Runs calls and settles their tasks. Its methods may be called by any thread."""
+
+    #: How many calls run at a time at most: what chunks are sized by.
+    workers: int
+    recorder: Recorder
+
+    def check(self, options: Options) -> None:
+        """Raise ValueError for options that this backend cannot honour."""
+
+    def submit(self, task: Task[Any], call: Call) -> None:
+        """Have ``call`` run and ``task`` settled. Raises `PoolClosed` after `close`."""
+
+    def cancel_waiting(self) -> None:
+        """Cancel the tasks that have not begun."""
+
+    def is_own_thread(self) -> bool:
+        """Tell whether the calling thread is one that `join` would wait for."""
+
+    def close(self) -> None:
+        """Take no more calls; finish those there are."""
+
+    def terminate(self) -> None:
+        """Take no more calls; cancel those that wait, end those that run."""
+
+    def join(self, timeout: float | None) -> bool:
+        """After one of these two, wait until all is over; tell whether it is."""
+
+
+class Inline:
+    """Runs each call in the thread that submits it, for debugging and for tests."""
+
+    workers = 1
+
+    def __init__(self, init: Call | None) -> None:
+        self.recorder = Recorder()
+        self.recorder.worker_started(os.getpid())
+        self._closed = False
+        if init is not None:
+            init.fn(*init.args, **init.kwargs)
+
+    def check(self, options: Options) -> None:
+        if options.timeout is not None:
+            raise ValueError(
+                "a pool of 0 workers runs tasks here, and cannot stop them: no timeout"
+            )
+
+    def submit(self, task: Task[Any], call: Call) -> None:
+        if self._closed:
+            raise PoolClosed("the pool", "it was closed")
+        self.recorder.submitted += 1
+        task.set_running_or_notify_cancel()
+        attempts = 1 + task.options.retries
+        while not task.done():
+            attempts -= 1
+            began = time.monotonic()
+            error: Exception | None = None
+            value: Any = None
+            try:
+                value = call.fn(*call.args, **call.kwargs)
+            except Exception as raised:  # noqa: BLE001  to be raised by the task
+                error = raised
+            self.recorder.task_ended(
+                os.getpid(), task.name, began, time.monotonic(), error is not None
+            )
+            if error is None:
+                task.set_result(value)
+            elif not (attempts and isinstance(error, task.options.retry_on)):
+                task.set_exception(error)
+
+    def cancel_waiting(self) -> None:
+        """None ever waits."""
+
+    def is_own_thread(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._closed = True
+        self.recorder.close()
+
+    def terminate(self) -> None:
+        self.close()
+
+    def join(self, timeout: float | None) -> bool:
+        return True
+
+
+class OnExecutor:
+    """Runs calls on an executor of somebody else's, which is not shut down with the pool."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.recorder = Recorder()
+        self.workers = int(getattr(executor, "_max_workers", 0)) or 1
+        self._executor = executor
+        self._closed = False
+        self._pending: set[Task[Any]] = set()
+        self._none_pending = threading.Condition()
+
+    def check(self, options: Options) -> None:
+        kind = type(self._executor).__name__
+        for name, asked in (
+            ("timeout", options.timeout is not None),
+            ("priority", options.priority != 0),
+        ):
+            if asked:
+                raise ValueError(f"a pool on a {kind} cannot honour {name}=: the executor has none")
+
+    def submit(self, task: Task[Any], call: Call) -> None:
+        if self._closed:
+            raise PoolClosed("the pool", "it was closed")
+        with self._none_pending:
+            self._pending.add(task)
+        self._try(task, call, 1 + task.options.retries)
+
+    def _try(self, task: Task[Any], call: Call, attempts: int) -> None:
+        try:
+            inner = self._executor.submit(call.fn, *call.args, **call.kwargs)
+        except BaseException:
+            self._settled(task)
+            raise
+
+        def settle(inner: Future[Any]) -> None:
+            if inner.cancelled():
+                task.cancel()
+                task.set_running_or_notify_cancel()
+            elif (error := inner.exception()) is None:
+                if task.running() or task.set_running_or_notify_cancel():
+                    task.set_result(inner.result())
+            elif attempts > 1 and isinstance(error, task.options.retry_on):
+                self._try(task, call, attempts - 1)
+                return
+            elif task.running() or task.set_running_or_notify_cancel():
+                task.set_exception(error)
+            self._settled(task)
+
+        task.add_done_callback(lambda task: inner.cancel() if task.cancelled() else None)
+        inner.add_done_callback(settle)
+
+    def _settled(self, task: Task[Any]) -> None:
+        with self._none_pending:
+            self._pending.discard(task)
+            self._none_pending.notify_all()
+
+    def cancel_waiting(self) -> None:
+        for task in list(self._pending):
+            task.cancel()
+
+    def is_own_thread(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._closed = True
+
+    def terminate(self) -> None:
+        self._closed = True
+        self.cancel_waiting()
+
+    def join(self, timeout: float | None) -> bool:
+        with self._none_pending:
+            return self._none_pending.wait_for(lambda: not self._pending, timeout)

@@ -1,0 +1,350 @@
+"""The two accents in which a pool takes calls: multiprocessing's and concurrent.futures'."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, overload
+
+from mpkit import _outcome
+from mpkit._pool import chunks
+from mpkit._pool import progress as progress_
+from mpkit._pool.results import AHEAD, Results
+from mpkit._pool.task import Task
+from mpkit._process import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from typing_extensions import Unpack
+
+    from mpkit._pool.backend import Backend
+    from mpkit._pool.options import OptionNames, Options
+    from mpkit._pool.progress import Meter, Progress
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+
+class Calls:
+    """Gives calls to a pool, all with the same options. `TaskPool.options` returns one.
+
+    A function and its arguments must be picklable, and are pickled before the method
+    returns; with ``mpkit[cloudpickle]``, lambdas and closures are. Channel ends among the
+    arguments move to the worker.
+    """
+
+    def __init__(self, backend: Backend, options: Options, owner: object) -> None:
+        """Not for users: pools make them."""
+        backend.check(options)
+        self._backend = backend
+        self._options = options
+        # So that the pool lives as long as somebody can give it calls.
+        self._owner = owner
+
+    def options(self, **options: Unpack[OptionNames]) -> Calls:
+        """Return a view of this pool whose calls have other options.
+
+        Args:
+            timeout: seconds that a task may run, from its start. Then its worker is
+                killed, the task fails with `TaskTimeout`, and all others go on.
+            retries: how many times a task is run again after its worker died, its
+                timeout, or one of ``retry_on``.
+            retry_on: exception classes after which a task is run again.
+            priority: among waiting tasks, those of a higher one start first.
+            name: what errors and pictures call the tasks.
+
+        Raises:
+            TypeError: there is no such option, or it is of the wrong type.
+            ValueError: what was given makes no sense, or this pool cannot honour it.
+
+        Example:
+            >>> import mpkit
+            >>> with mpkit.TaskPool(1) as pool:
+            ...     pool.options(timeout=30, retries=2).submit(pow, 2, 3).result()
+            8
+
+        """
+        return Calls(self._backend, self._options.changed(**options), self._owner or self)
+
+    # in the accent of concurrent.futures
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
+        """Have a worker call ``fn(*args, **kwargs)``; return its `Task` at once.
+
+        Raises:
+            NotPicklable: the function or an argument cannot travel.
+            PoolClosed: the pool takes no more tasks.
+
+        """
+        return self._submit(fn, args, kwargs)
+
+    # in the accent of multiprocessing
+
+    @overload
+    def apply(self, func: Callable[[], R]) -> R: ...
+    @overload
+    def apply(self, func: Callable[[Unpack[Ts]], R], args: tuple[Unpack[Ts]]) -> R: ...
+    @overload
+    def apply(
+        self, func: Callable[..., R], args: Sequence[Any] = (), *, kwds: Mapping[str, Any]
+    ) -> R: ...
+    @overload
+    def apply(self, func: Callable[..., R], args: Sequence[Any], kwds: Mapping[str, Any]) -> R: ...
+    def apply(
+        self, func: Callable[..., Any], args: Sequence[Any] = (), kwds: Mapping[str, Any] = {}
+    ) -> Any:
+        """Have a worker call ``func(*args, **kwds)``; block until it has, and return its result."""
+        return self._submit(func, args, kwds).result()
+
+    @overload
+    def apply_async(
+        self,
+        func: Callable[[], R],
+        *,
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> Task[R]: ...
+    @overload
+    def apply_async(
+        self,
+        func: Callable[[Unpack[Ts]], R],
+        args: tuple[Unpack[Ts]],
+        *,
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> Task[R]: ...
+    @overload
+    def apply_async(
+        self,
+        func: Callable[..., R],
+        args: Sequence[Any] = (),
+        *,
+        kwds: Mapping[str, Any],
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> Task[R]: ...
+    @overload
+    def apply_async(
+        self,
+        func: Callable[..., R],
+        args: Sequence[Any],
+        kwds: Mapping[str, Any],
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> Task[R]: ...
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> Task[Any]:
+        """Have a worker call ``func(*args, **kwds)``; return its `Task` at once.
+
+        Args:
+            func: the function.
+            args: its positional arguments.
+            kwds: its keyword arguments.
+            callback: called with the result, in this process, before those who wait for
+                the task are woken. It should be short: other results wait for it. One
+                that raises is reported like an uncaught exception, and the pool goes on.
+            error_callback: called likewise with the exception, if the call raised.
+
+        Raises:
+            NotPicklable: the function or an argument cannot travel.
+            PoolClosed: the pool takes no more tasks.
+
+        """
+        return self._submit(func, args, kwds, callback, error_callback)
+
+    def map(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        progress: Progress = None,
+    ) -> list[R]:
+        """Return ``[func(item) for item in iterable]``, computed by the workers.
+
+        Args:
+            func: called with one item at a time.
+            iterable: the items. All are read first; for an endless input use `imap`.
+            chunksize: items per task. None makes four tasks for each worker.
+            progress: True or a text shows a bar (with ``mpkit[progress]``, and if the
+                output is a terminal); a callable is called with the items done and
+                their total.
+
+        Raises:
+            Exception: what the first item that failed raised, once all have ended. The
+                items behind it in its chunk were not tried.
+
+        """
+        return self.map_async(func, iterable, chunksize, progress=progress).result()
+
+    def map_async(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        callback: Callable[[list[R]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        progress: Progress = None,
+    ) -> Task[list[R]]:
+        """As `map`, but return a `Task` of the list at once."""
+        return self._map(func, iterable, chunksize, callback, error_callback, progress, star=False)
+
+    def starmap(
+        self,
+        func: Callable[[Unpack[Ts]], R],
+        iterable: Iterable[tuple[Unpack[Ts]]],
+        chunksize: int | None = None,
+        *,
+        progress: Progress = None,
+    ) -> list[R]:
+        """As `map`, for items that are tuples of arguments: ``func(*item)``."""
+        return self.starmap_async(func, iterable, chunksize, progress=progress).result()
+
+    def starmap_async(
+        self,
+        func: Callable[[Unpack[Ts]], R],
+        iterable: Iterable[tuple[Unpack[Ts]]],
+        chunksize: int | None = None,
+        callback: Callable[[list[R]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        progress: Progress = None,
+    ) -> Task[list[R]]:
+        """As `starmap`, but return a `Task` of the list at once."""
+        return self._map(func, iterable, chunksize, callback, error_callback, progress, star=True)
+
+    def imap(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int = 1,
+        *,
+        progress: Progress = None,
+    ) -> Results[R]:
+        """Return an iterator over ``func(item)`` for each item, in order, as they come.
+
+        The input is pulled lazily, never further ahead than 32 chunks for each worker:
+        it may be slow, or endless. See `Results`.
+        """
+        return self._imap(func, iterable, chunksize, progress, ordered=True)
+
+    def imap_unordered(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int = 1,
+        *,
+        progress: Progress = None,
+    ) -> Results[R]:
+        """As `imap`, with each result as soon as it is there, in no particular order."""
+        return self._imap(func, iterable, chunksize, progress, ordered=False)
+
+    # beneath both
+
+    def _submit(
+        self,
+        fn: Callable[..., R],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        name: str | None = None,
+    ) -> Task[R]:
+        if not callable(fn):
+            raise TypeError(f"a pool calls functions, not {fn!r}")
+        call = Call(fn, tuple(args), dict(kwargs))
+        task: Task[R] = Task(name or call.what, self._options)
+        if callback is not None or error_callback is not None:
+            task.call_back(callback, error_callback)
+        self._backend.submit(task, call)
+        return task
+
+    def _map(
+        self,
+        fn: Callable[..., R],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        callback: Callable[[list[R]], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+        progress: Progress,
+        *,
+        star: bool,
+    ) -> Task[list[R]]:
+        chunks.check_size(chunksize)
+        items = list(iterable)
+        size = chunksize or chunks.default_size(len(items), self._backend.workers)
+        name = _outcome.describe(fn)
+        whole: Task[list[R]] = Task(f"map of {name}", self._options)
+        whole.call_back(callback, error_callback)
+        pieces = list(chunks.split(items, size))
+        gather = _Gather(whole, len(pieces), progress_.meter(progress, len(items)))
+        for index, piece in enumerate(pieces):
+            part = self._submit(chunks.run_all, (fn, piece, star), {}, name=name)
+            gather.add(index, part)
+        return whole
+
+    def _imap(
+        self,
+        fn: Callable[[Any], R],
+        iterable: Iterable[Any],
+        chunksize: int,
+        progress: Progress,
+        *,
+        ordered: bool,
+    ) -> Results[R]:
+        chunks.check_size(chunksize)
+        iter(iterable)  # a TypeError is the caller's, and not the feeder thread's
+        total = len(iterable) if hasattr(iterable, "__len__") else None
+        name = _outcome.describe(fn)
+
+        def submit(chunk: list[Any]) -> Task[list[tuple[bool, Any]]]:
+            return self._submit(chunks.run_each, (fn, chunk), {}, name=name)
+
+        bound = AHEAD * self._backend.workers
+        meter = progress_.meter(progress, total)
+        return Results(submit, iterable, chunksize, bound, meter, ordered=ordered)
+
+
+class _Gather:
+    """Makes one list of the results of a map's tasks, in their order."""
+
+    def __init__(self, whole: Task[Any], parts: int, meter: Meter) -> None:
+        self._whole = whole
+        self._parts: list[Task[list[Any]] | None] = [None] * parts
+        self._left = parts
+        self._meter = meter
+        whole.set_running_or_notify_cancel()
+        if not parts:
+            self._finish()
+
+    def add(self, index: int, part: Task[list[Any]]) -> None:
+        self._parts[index] = part
+        part.add_done_callback(self._ended)
+
+    def _ended(self, part: Any) -> None:
+        # Only ever called by the one thread that settles a backend's tasks.
+        self._left -= 1
+        if not part.cancelled() and part.exception() is None:
+            self._meter.advance(len(part.result()))
+        if not self._left:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._meter.close()
+        values: list[Any] = []
+        for part in self._parts:
+            assert part is not None
+            try:
+                values += part.result()
+            except BaseException as error:  # noqa: BLE001  CancelledError is one
+                self._whole.set_exception(error)
+                return
+        self._whole.set_result(values)

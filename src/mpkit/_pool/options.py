@@ -1,0 +1,65 @@
+"""What may be asked for a task: the options of a pool and of a call, checked where given."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, TypedDict
+
+from mpkit import _wait
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class OptionNames(TypedDict, total=False):
+    """The keywords of `TaskPool.options`."""
+
+    timeout: float | None
+    retries: int
+    retry_on: tuple[type[BaseException], ...]
+    priority: int
+    name: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """How to run a task.
+
+    Args:
+        timeout: seconds that it may run, from its start in a worker. Then its worker is
+            killed. None is no limit.
+        retries: how many times it is run again after it failed by a crash, a timeout or
+            one of ``retry_on``.
+        retry_on: exceptions after which it is run again.
+        priority: tasks of a higher one start first.
+        name: what errors and pictures call it, instead of its function's name.
+
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    retry_on: tuple[type[BaseException], ...] = ()
+    priority: int = 0
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        _wait.check_timeout(self.timeout)
+        if self.timeout == 0:
+            raise ValueError("timeout is more than 0 seconds: no task could end in none")
+        for field in ("retries", "priority"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{field} is a whole number, not {value!r}")
+        if self.retries < 0:
+            raise ValueError(f"retries is not negative, unlike {self.retries}")
+        kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+            raise TypeError(f"retry_on is a tuple of exception classes, not {self.retry_on!r}")
+        object.__setattr__(self, "retry_on", kinds)
+
+    def changed(self, **names: Unpack[OptionNames]) -> Options:
+        """Return these options with some of them changed."""
+        unknown = names.keys() - {field.name for field in dataclasses.fields(self)}
+        if unknown:
+            raise TypeError(f"there is no option {unknown.pop()!r}")
+        return dataclasses.replace(self, **names)

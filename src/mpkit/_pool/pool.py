@@ -1,0 +1,316 @@
+"""`TaskPool`: the facade, and how a pool begins and ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import warnings
+from concurrent.futures import Executor
+from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+
+from mpkit import _platform
+from mpkit._pool.backend import Inline, OnExecutor
+from mpkit._pool.calls import Calls
+from mpkit._pool.engine import Engine
+from mpkit._pool.options import Options
+from mpkit._process import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from typing_extensions import Unpack
+
+    from mpkit._pool.backend import Backend
+    from mpkit._pool.options import OptionNames
+    from mpkit._pool.stats import Stats, Trace
+    from mpkit._pool.task import Task
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class TaskPool(Calls):
+    """Worker processes that run calls: ``multiprocessing.Pool`` and an executor in one.
+
+    For many calls, short or long. Programs written for ``multiprocessing.Pool`` run
+    unchanged with ``from mpkit import TaskPool as Pool``; `submit` and `executor` speak
+    the language of `concurrent.futures`.
+
+    As a context manager, a pool leaves by finishing its work. When the block raises, it
+    cancels what waits, stops what runs, and that exception goes on. (The ``with`` of
+    ``multiprocessing.Pool`` drops its tasks either way.)
+
+    A worker that dies fails the task that it was running, with `WorkerDied`, and no
+    other: it is replaced, and what was queued behind it runs elsewhere. A task is never
+    run twice unless ``retries`` says so. If this process dies, however, its workers die
+    with it. They are not daemonic: tasks may start processes and pools of their own.
+
+    A pool may be used by any thread of the process that made it, and by no other
+    process. One that is open when the program ends, or when nobody refers to it, is
+    terminated with a ResourceWarning.
+
+    Args:
+        workers: how many processes; None is one for each core that this process may
+            use. 0 runs each call right here when it is submitted, for debugging.
+        initializer: called once in each worker, before its first task. If it raises in
+            three workers in a row, every task fails with `WorkerInitError`.
+        initargs: its arguments.
+        tasks_per_worker: how many tasks until a worker is replaced; None is never. A
+            chunk of a map is one task.
+        context: a start method ("fork", "forkserver", "spawn") or a multiprocessing
+            context; None is ``multiprocessing.get_context()``.
+        memory_limit: bytes of resident memory above which a worker is replaced, once the
+            task that it runs has ended. None is no limit.
+        on: run on this `concurrent.futures.Executor` instead of own workers. It is not
+            shut down with the pool.
+        processes: multiprocessing's name for ``workers``.
+        maxtasksperchild: multiprocessing's name for ``tasks_per_worker``.
+        **options: see `options`; they hold for all calls.
+
+    Raises:
+        TypeError: an argument is of the wrong type, or given twice.
+        ValueError: an argument makes no sense, or the executor cannot honour it.
+        NotPicklable: the initializer cannot travel to a worker.
+
+    Example:
+        >>> with TaskPool(2) as pool:
+        ...     task = pool.submit(pow, 2, 10)
+        ...     squares = pool.map(abs, [-1, -2, -3])
+        >>> task.result(), squares
+        (1024, [1, 2, 3])
+
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        tasks_per_worker: int | None = None,
+        context: BaseContext | str | None = None,
+        *,
+        memory_limit: int | None = None,
+        on: Executor | None = None,
+        processes: int | None = None,
+        maxtasksperchild: int | None = None,
+        **options: Unpack[OptionNames],
+    ) -> None:
+        workers = _one_of("workers", workers, "processes", processes)
+        tasks_per_worker = _one_of(
+            "tasks_per_worker", tasks_per_worker, "maxtasksperchild", maxtasksperchild
+        )
+        _check_count("workers", workers, 0)
+        _check_count("tasks_per_worker", tasks_per_worker, 1)
+        _check_count("memory_limit", memory_limit, 1)
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer is a function, not {initializer!r}")
+        init = Call(initializer, tuple(initargs), {}) if initializer is not None else None
+        backend: Backend
+        if on is not None or workers == 0:
+            given = {
+                "initializer": init if on is not None else None,
+                "workers": workers or None,
+                "tasks_per_worker": tasks_per_worker,
+                "memory_limit": memory_limit,
+                "context": context,
+            }
+            _refuse(given, "on=" if on is not None else "workers=0")
+            backend = Inline(init) if on is None else OnExecutor(on)
+        else:
+            backend = Engine(
+                workers or _platform.usable_cores(),
+                _context(context),
+                init=init,
+                tasks_per_worker=tasks_per_worker,
+                memory_limit=memory_limit,
+            )
+        self._opened_at = _caller()
+        self._closed = False
+        # Before anything can raise: from here on nobody has to remember the workers.
+        self._finalizer = _platform.call_when_gone(
+            self, _abandon, (backend, self._opened_at, os.getpid()), 5
+        )
+        super().__init__(backend, Options().changed(**options), None)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<TaskPool of {self._backend.workers} workers, made at {self._opened_at}: {state}>"
+
+    @property
+    def executor(self) -> Executor:
+        """A `concurrent.futures.Executor` over the same workers.
+
+        For asyncio's ``run_in_executor``, Dask, SciPy, and whoever asks for one. Shutting
+        it down closes the pool.
+
+        Example:
+            >>> with TaskPool(2) as pool:
+            ...     list(pool.executor.map(pow, [2, 3], [5, 2]))
+            [32, 9]
+
+        """
+        return _ExecutorView(self)
+
+    def stats(self) -> Stats:
+        """Return what the pool did until now: counts, and what each worker did."""
+        return self._backend.recorder.stats()
+
+    def trace(self, path: str | os.PathLike[str]) -> Trace:
+        """Record a timeline from now on, and write it to ``path`` as Chrome trace events.
+
+        Perfetto (https://ui.perfetto.dev) shows it, a lane for each worker. The file is
+        written when the returned object is closed (it is a context manager), and at the
+        latest when the pool ends.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: the pool runs on somebody else's executor, whose workers it does
+                not see.
+
+        """
+        if isinstance(self._backend, OnExecutor):
+            raise ValueError("a pool with on= does not see its workers, and cannot trace them")
+        return self._backend.recorder.trace(path)
+
+    def close(self) -> None:
+        """Take no more tasks. The workers leave when they have done those there are."""
+        self._closed = True
+        self._backend.close()
+
+    def terminate(self) -> None:
+        """Take no more tasks; cancel those that wait, and kill what runs. Does not wait.
+
+        A task that was running fails with `WorkerDied`.
+        """
+        self._closed = True
+        self._backend.terminate()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until every task is settled and the workers have left.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+
+        Returns:
+            Whether they have.
+
+        Raises:
+            ValueError: neither `close` nor `terminate` was called.
+
+        """
+        if not self._closed:
+            raise ValueError(f"{self!r} still takes tasks: close() or terminate() it first")
+        over = self._backend.join(timeout)
+        if over:
+            self._finalizer.cancel()
+        return over
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.terminate()
+        self.close()
+        try:
+            self.join()
+        except BaseException:  # Ctrl-C, say: do not finish the work after all
+            self.terminate()
+            self.join()
+            raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        import asyncio  # noqa: PLC0415  who awaits has it; nobody else should pay for it
+
+        if kind is not None:
+            self.terminate()
+        self.close()
+        try:
+            await asyncio.to_thread(self.join)
+        except BaseException:
+            self.terminate()
+            raise
+
+
+class _ExecutorView(Executor):
+    """A pool that looks like an executor."""
+
+    def __init__(self, pool: TaskPool) -> None:
+        self._pool = pool
+        self._max_workers = pool._backend.workers
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
+        return self._pool.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        if cancel_futures:
+            self._pool._backend.cancel_waiting()
+        self._pool.close()
+        if wait:
+            self._pool.join()
+
+
+def _abandon(backend: Backend, opened_at: str, pid: int) -> None:
+    """End a pool that nobody ended."""
+    if pid != os.getpid():
+        return
+    warnings.warn(
+        f"the TaskPool made at {opened_at} was never closed, and is terminated: "
+        "use it in a with statement",
+        ResourceWarning,
+        stacklevel=2,
+    )
+    backend.terminate()
+    if not backend.is_own_thread():
+        backend.join(None)
+
+
+def _context(context: BaseContext | str | None) -> BaseContext:
+    if isinstance(context, BaseContext):
+        return context
+    return multiprocessing.get_context(context)
+
+
+def _one_of(name: str, value: int | None, other: str, synonym: int | None) -> int | None:
+    if value is not None and synonym is not None:
+        raise TypeError(f"{name} and {other} are the same thing: give one of them")
+    return synonym if value is None else value
+
+
+def _check_count(name: str, value: int | None, least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number or None, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} is {least} or more, not {value}")
+
+
+def _refuse(given: dict[str, object], because: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}= makes no sense together with {because}")
+
+
+def _caller() -> str:
+    """Return file and line of the code outside mpkit that makes a pool."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("mpkit."):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

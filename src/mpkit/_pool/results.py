@@ -1,0 +1,230 @@
+"""`Results`: what ``imap`` returns, an iterator over results as they come."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from mpkit._errors import ResultTimeout
+from mpkit._pool import chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from mpkit._pool.progress import Meter
+    from mpkit._pool.task import Task
+
+R = TypeVar("R")
+
+#: Chunks per worker that may be pulled from the input and not yet be consumed. Enough
+#: for packets of short tasks; what bounds the memory of an endless input.
+AHEAD = 32
+
+
+class Results(Generic[R]):
+    """The results of an `imap`, in order or as they come; also for ``async for``.
+
+    The input is pulled by a thread of its own, and never further ahead than a bound
+    (32 chunks for each worker): it may be slow or endless. An item that raised raises
+    when its turn comes, and the iteration may go on behind it. ``close``, or dropping
+    the iterator, cancels what has not begun.
+    """
+
+    def __init__(
+        self,
+        submit: Callable[[list[Any]], Task[list[tuple[bool, Any]]]],
+        items: Iterable[Any],
+        chunksize: int,
+        bound: int,
+        meter: Meter,
+        *,
+        ordered: bool,
+    ) -> None:
+        """Not for users: pools make them."""
+        self._window = _Window(bound, meter, ordered=ordered)
+        self._values: deque[tuple[bool, Any]] = deque()
+        self._submit = submit  # keeps the pool alive as long as its results are wanted
+        chunked = chunks.split(items, chunksize)
+        self._feeder = threading.Thread(
+            target=_feed, args=(self._window, submit, chunked), name="mpkit imap", daemon=True
+        )
+        self._feeder.start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> R:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> R:
+        """Return the next result, blocking until it is there.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+
+        Raises:
+            StopIteration: there are no more.
+            ResultTimeout: it was not there in time; it comes with a later call.
+            Exception: what the item's call, or the input, raised.
+
+        """
+        if not self._values:
+            self._values.extend(self._window.next_chunk(timeout))
+        returned, value = self._values.popleft()
+        if not returned:
+            raise value.error()
+        result: R = value
+        return result
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> R:
+        import asyncio  # noqa: PLC0415  who awaits has it; nobody else should pay for it
+
+        while not self._values:
+            loop = asyncio.get_running_loop()
+            woken: asyncio.Future[None] = loop.create_future()
+
+            def wake(
+                loop: asyncio.AbstractEventLoop = loop, woken: asyncio.Future[None] = woken
+            ) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                    loop.call_soon_threadsafe(lambda: woken.done() or woken.set_result(None))
+
+            if not self._window.call_when_ready(wake):
+                await woken
+                continue
+            try:
+                self._values.extend(self._window.next_chunk(0))
+            except StopIteration:
+                raise StopAsyncIteration from None
+        return self.next()
+
+    def close(self) -> None:
+        """Pull no more from the input, and cancel what has not begun."""
+        self._window.stop()
+
+    def __del__(self) -> None:
+        window = getattr(self, "_window", None)
+        if window is not None:
+            window.stop()
+
+
+class _Window:
+    """The chunks between the feeder and the consumer. Any thread may use it."""
+
+    def __init__(self, bound: int, meter: Meter, *, ordered: bool) -> None:
+        self._bound = bound
+        self._meter = meter
+        self._ordered = ordered
+        self._changed = threading.Condition()
+        #: Chunks that were submitted and not consumed: in order, or as they ended.
+        self._line: deque[Task[list[tuple[bool, Any]]]] = deque()
+        self._running: set[Task[list[tuple[bool, Any]]]] = set()
+        self._pulled_all = False
+        self._error: BaseException | None = None
+        self._stopped = False
+        self._wake: Callable[[], None] | None = None
+
+    # the feeder's side
+
+    def wait_for_room(self) -> bool:
+        """Block until another chunk may be pulled; False if none is wanted any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._unconsumed() < self._bound)
+            return not self._stopped
+
+    def add(self, task: Task[list[tuple[bool, Any]]]) -> None:
+        """A chunk was submitted."""
+        with self._changed:
+            self._running.add(task)
+            if self._ordered:
+                self._line.append(task)
+        task.add_done_callback(self._ended)
+
+    def end(self, error: BaseException | None) -> None:
+        """The input has ended, or raised."""
+        with self._changed:
+            self._pulled_all, self._error = True, error
+            self._notify()
+
+    def _unconsumed(self) -> int:
+        return len(self._line) if self._ordered else len(self._line) + len(self._running)
+
+    def _ended(self, task: Any) -> None:
+        with self._changed:
+            self._running.discard(task)
+            if not self._ordered:
+                self._line.append(task)
+            self._notify()
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        if self._wake is not None:
+            self._wake()
+            self._wake = None
+
+    # the consumer's side
+
+    def next_chunk(self, timeout: float | None) -> list[tuple[bool, Any]]:
+        """Return the next chunk of results; raises what its worker's end, or the input, did."""
+        with self._changed:
+            if not self._changed.wait_for(self._ready, timeout):
+                raise ResultTimeout("the next item", timeout or 0.0)
+            if self._line:
+                task = self._line.popleft()
+                self._changed.notify_all()
+            else:
+                self._meter.close()
+                error, self._error = self._error, None
+                if error is not None:
+                    raise error
+                raise StopIteration
+        values = task.result()
+        self._meter.advance(len(values))
+        return values
+
+    def call_when_ready(self, wake: Callable[[], None]) -> bool:
+        """Tell whether `next_chunk` would not block; if it would, ``wake`` is called later."""
+        with self._changed:
+            ready = self._ready()
+            if not ready:
+                self._wake = wake
+            return ready
+
+    def _ready(self) -> bool:
+        if self._line:
+            return self._line[0].done()
+        return (self._pulled_all and not self._running) or self._stopped
+
+    def stop(self) -> None:
+        """Want nothing more."""
+        with self._changed:
+            self._stopped = True
+            left = [*self._line, *self._running]
+            self._notify()
+        for task in left:
+            task.cancel()
+        self._meter.close()
+
+
+def _feed(
+    window: _Window,
+    submit: Callable[[list[Any]], Task[list[tuple[bool, Any]]]],
+    chunked: Iterable[list[Any]],
+) -> None:
+    """Pull chunks and submit them, as far as there is room: the feeder thread."""
+    error: BaseException | None = None
+    try:
+        iterator = iter(chunked)
+        while window.wait_for_room():
+            chunk = next(iterator, None)
+            if chunk is None:
+                break
+            window.add(submit(chunk))
+    except BaseException as raised:  # noqa: BLE001  the input's, or NotPicklable: for the consumer
+        error = raised
+    window.end(error)

@@ -1,0 +1,315 @@
+"""Who runs what: events in, actions out.
+
+No process, socket, clock or thread is here. The engine tells what happened
+(`Schedule.submitted`, `finished`, `died`, ...) and then asks what to do (`decide`).
+So the policy can be tested by the million in a second, and read in one go.
+
+A worker's tasks are in the order in which it runs them, and it reports each one before
+it begins the next. So the first that it has taken and not reported is the one it was
+running when it died; all others can run elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+#: Seconds of work to send at a time. Enough to hide the 0.1 ms that a message takes to be
+#: answered, little enough that one worker's packet does not matter to the others.
+PACKET_SECONDS = 0.001
+
+#: Tasks in a packet at most: an estimate may be wrong.
+MOST_IN_PACKET = 64
+
+#: Tasks shorter than this (seconds) are sent ahead of need, so that a worker never idles
+#: while its answer travels. For longer ones the pause is below one per cent.
+SEND_AHEAD_BELOW = 0.01
+
+#: How many workers in a row may end before they could start.
+MOST_START_FAILURES = 3
+
+
+class Spawn(NamedTuple):
+    """Start a worker, and tell of it by `Schedule.spawned`."""
+
+
+class Send(NamedTuple):
+    """Send these tasks to a worker, in one packet."""
+
+    worker: int
+    tasks: list[int]
+
+
+class TakeBack(NamedTuple):
+    """Take back what a worker has not taken yet, and tell of it by `Schedule.returned`."""
+
+    worker: int
+
+
+class Retire(NamedTuple):
+    """Have a worker leave when it has done what it has."""
+
+    worker: int
+
+
+class Lose(NamedTuple):
+    """Its worker died while it ran this task."""
+
+    task: int
+    worker: int
+
+
+class Abandon(NamedTuple):
+    """No worker can start, so this task will never run."""
+
+    task: int
+
+
+Action = Spawn | Send | TakeBack | Retire | Lose | Abandon
+
+
+class _Worker:
+    """What is known of one worker."""
+
+    def __init__(self, quota: int | None) -> None:
+        #: What it was sent and has not reported, in order.
+        self.tasks: deque[int] = deque()
+        #: How many more tasks it may be sent, if that is limited.
+        self.quota = quota
+        self.started = False
+        self.retiring = False
+        #: Nothing came back when last asked, and nothing was sent since.
+        self.empty_handed = False
+
+    def can_take(self) -> bool:
+        return not self.retiring and self.quota != 0
+
+
+class Schedule:
+    """The state of a pool, and its policy.
+
+    Args:
+        size: how many workers there are to be.
+        tasks_per_worker: after how many tasks a worker is replaced; None is never.
+
+    """
+
+    def __init__(self, size: int, tasks_per_worker: int | None = None) -> None:
+        self.size = size
+        self.closing = False
+        #: No worker can start; what comes is abandoned.
+        self.broken = False
+        self._quota = tasks_per_worker
+        self._workers: dict[int, _Worker] = {}
+        # Waiting tasks by priority, the highest first; each in order of arrival.
+        self._queues: dict[int, deque[int]] = {}
+        self._queued = 0
+        self._priority: dict[int, int] = {}
+        #: Tasks that are sent alone, to a worker that has nothing else.
+        self._alone: set[int] = set()
+        self._seconds: float | None = None
+        self._start_failures = 0
+        self._spawning = 0
+        self._lost: list[Lose] = []
+
+    # what happened
+
+    def submitted(self, task: int, *, priority: int = 0, alone: bool = False) -> None:
+        """A task arrived. ``alone``: its start must be known, as its time is limited."""
+        if priority:
+            self._priority[task] = priority
+        if alone:
+            self._alone.add(task)
+        self._queue(task).append(task)
+        self._queued += 1
+
+    def spawned(self, worker: int) -> None:
+        """A worker exists. It may be sent tasks at once: they wait in its inbox."""
+        self._spawning -= 1
+        self._workers[worker] = _Worker(self._quota)
+
+    def spawn_failed(self) -> None:
+        """The system would not start a process. Go on with those there are, if any."""
+        self._spawning -= 1
+        self._start_failures += 1
+        if self._workers:
+            self.size = len(self._workers)
+
+    def started(self, worker: int) -> None:
+        """A worker has run its initializer."""
+        self._start_failures = 0
+        self._workers[worker].started = True
+
+    def finished(self, worker: int, task: int, seconds: float) -> None:
+        """A worker reported a task, which took so long."""
+        state = self._workers[worker]
+        head = state.tasks.popleft()
+        assert head == task, f"worker {worker} reported {task} before {head}"
+        state.empty_handed = False
+        self._forget(task)
+        # A moving average that follows a change within some ten tasks.
+        known = self._seconds
+        self._seconds = seconds if known is None else known + (seconds - known) / 8
+
+    def returned(self, worker: int, tasks: Sequence[int]) -> None:
+        """These came back unread from a worker's inbox, or could not be sent."""
+        state = self._workers[worker]
+        for task in tasks:
+            state.tasks.remove(task)
+        if state.quota is not None:
+            state.quota += len(tasks)
+        state.empty_handed = not tasks
+        self._put_back(tasks)
+
+    def died(self, worker: int) -> None:
+        """A worker is gone; what it had not taken was `returned` before."""
+        state = self._workers.pop(worker)
+        if not state.started and not state.retiring:
+            self._start_failures += 1
+        if state.tasks:
+            running = state.tasks.popleft()
+            self._forget(running)
+            self._lost.append(Lose(running, worker))
+            self._put_back(state.tasks)
+
+    def retire(self, worker: int) -> Iterator[Action]:
+        """Replace a worker once it has finished what it has."""
+        state = self._workers[worker]
+        if not state.retiring:
+            state.retiring = True
+            yield Retire(worker)
+
+    def withdrawn(self, worker: int, task: int) -> None:
+        """A task was cancelled before it could be sent to this worker."""
+        state = self._workers[worker]
+        state.tasks.remove(task)
+        if state.quota is not None:
+            state.quota += 1
+        self._forget(task)
+
+    def close(self) -> None:
+        """No more tasks will come."""
+        self.closing = True
+
+    # what to do
+
+    @property
+    def idle(self) -> bool:
+        """Whether no task waits or runs."""
+        return not self._queued and not any(state.tasks for state in self._workers.values())
+
+    @property
+    def over(self) -> bool:
+        """Whether the pool is closed, and its workers are gone."""
+        return self.closing and self.idle and not self._workers and not self._lost
+
+    def decide(self) -> Iterator[Action]:
+        """Yield what to do now. Each action is to be performed before the next is asked for."""
+        yield from self._lost
+        self._lost.clear()
+        if self._start_failures >= MOST_START_FAILURES and not self._workers:
+            self.broken = True
+            yield from map(Abandon, self._drain())
+            return
+        while len(self._workers) + self._spawning < self._wanted():
+            self._spawning += 1
+            yield Spawn()
+        yield from self._hand_out()
+        yield from self._rebalance()
+        for number, state in list(self._workers.items()):
+            exhausted = state.quota == 0
+            if exhausted or (self.closing and self.idle):
+                yield from self.retire(number)
+
+    def _wanted(self) -> int:
+        """How many workers there should be; those that retire are being replaced."""
+        if self.closing and not self._queued:
+            return 0
+        leaving = sum(state.retiring for state in self._workers.values())
+        return self.size + leaving
+
+    def _hand_out(self) -> Iterator[Action]:
+        """Give every worker something before any worker gets more."""
+        depth = self._depth()
+        for enough in (1, depth // 2 + 1) if depth > 1 else (1,):
+            for number, state in self._workers.items():
+                if not self._queued:
+                    return
+                if len(state.tasks) < enough and state.can_take():
+                    tasks = self._next_packet(state, 1 if enough == 1 else depth // 2)
+                    if tasks:
+                        state.tasks.extend(tasks)
+                        state.empty_handed = False
+                        yield Send(number, tasks)
+
+    def _depth(self) -> int:
+        """How many unreported tasks a worker may have."""
+        seconds = self._seconds
+        if seconds is None or seconds >= SEND_AHEAD_BELOW:
+            return 1
+        # A share at most, lest the first worker takes all and the others idle.
+        share = -(-self._queued // max(1, len(self._workers)))
+        packet = min(MOST_IN_PACKET, int(PACKET_SECONDS / max(seconds, 1e-9)), share)
+        return 2 * max(1, packet)
+
+    def _next_packet(self, state: _Worker, room: int) -> list[int]:
+        """Take tasks for a worker from the queues."""
+        if state.quota is not None:
+            room = min(room, state.quota)
+        packet: list[int] = []
+        while len(packet) < room and self._queued:
+            queue = next(queue for queue in self._by_priority() if queue)
+            if queue[0] in self._alone:
+                if packet or state.tasks or not state.started:
+                    break
+                room = 1
+            elif state.tasks and state.tasks[0] in self._alone:
+                break
+            packet.append(queue.popleft())
+            self._queued -= 1
+        if state.quota is not None:
+            state.quota -= len(packet)
+        return packet
+
+    def _rebalance(self) -> Iterator[Action]:
+        """When a worker has nothing and nobody waits, take back from the one that has most."""
+        if self._queued or not any(
+            not state.tasks and state.can_take() for state in self._workers.values()
+        ):
+            return
+        richest = max(self._workers, key=lambda number: len(self._workers[number].tasks))
+        state = self._workers[richest]
+        if len(state.tasks) > 1 and not state.empty_handed:
+            yield TakeBack(richest)
+            yield from self._hand_out()
+
+    # the queues
+
+    def _queue(self, task: int) -> deque[int]:
+        return self._queues.setdefault(self._priority.get(task, 0), deque())
+
+    def _by_priority(self) -> list[deque[int]]:
+        if len(self._queues) == 1:
+            return list(self._queues.values())
+        return [self._queues[priority] for priority in sorted(self._queues, reverse=True)]
+
+    def _put_back(self, tasks: Sequence[int]) -> None:
+        """Put tasks where they came from: before those that arrived after them."""
+        for task in reversed(tasks):
+            self._queue(task).appendleft(task)
+        self._queued += len(tasks)
+
+    def _drain(self) -> list[int]:
+        tasks = [task for queue in self._by_priority() for task in queue]
+        self._queues.clear()
+        self._queued = 0
+        for task in tasks:
+            self._forget(task)
+        return tasks
+
+    def _forget(self, task: int) -> None:
+        self._priority.pop(task, None)
+        self._alone.discard(task)

@@ -1,0 +1,161 @@
+"""What a pool did: counts and times, and a timeline that Perfetto opens."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+
+@dataclasses.dataclass(slots=True)
+class WorkerStats:
+    """What one worker did.
+
+    ``busy`` is in seconds; ``lived`` is the seconds from its start to its end, or to now.
+    """
+
+    pid: int
+    tasks: int = 0
+    failed: int = 0
+    busy: float = 0.0
+    lived: float = 0.0
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stats:
+    """What a pool did until now, as `TaskPool.stats` returns it.
+
+    Tasks are counted as they were sent: a chunk of a map is one. ``lost`` counts those
+    whose worker died, ``restarts`` the workers that were replaced for whatever reason.
+    """
+
+    submitted: int
+    done: int
+    failed: int
+    lost: int
+    restarts: int
+    workers: list[WorkerStats]
+
+
+class Recorder:
+    """Notes what happens in a pool. Written by one thread, read by any."""
+
+    def __init__(self) -> None:
+        self.submitted = 0
+        self.done = 0
+        self.failed = 0
+        self.lost = 0
+        self.restarts = 0
+        self._workers: dict[int, tuple[WorkerStats, float]] = {}
+        self._traces: list[Trace] = []
+
+    def worker_started(self, pid: int) -> None:
+        """A worker was started."""
+        self._workers[pid] = WorkerStats(pid), time.monotonic()
+        for trace in self._traces:
+            trace.lane(pid)
+
+    def worker_ended(self, pid: int, reason: str, expected: bool) -> None:
+        """A worker is gone."""
+        worker, since = self._workers[pid]
+        worker.lived = time.monotonic() - since
+        worker.reason = reason
+        if not expected:
+            self.restarts += 1
+            for trace in self._traces:
+                trace.mark(pid, f"worker {reason}")
+
+    def task_ended(self, pid: int, name: str, began: float, ended: float, failed: bool) -> None:
+        """A worker reported a task; the times are those of `time.monotonic`."""
+        worker, _ = self._workers[pid]
+        worker.tasks += 1
+        worker.busy += ended - began
+        self.done += 1
+        if failed:
+            worker.failed += 1
+            self.failed += 1
+        for trace in self._traces:
+            trace.span(pid, name, began, ended, failed)
+
+    def stats(self) -> Stats:
+        """Return what was noted until now."""
+        workers = []
+        for worker, since in list(self._workers.values()):
+            copy = dataclasses.replace(worker)
+            if not copy.reason:
+                copy.lived = time.monotonic() - since
+            workers.append(copy)
+        return Stats(self.submitted, self.done, self.failed, self.lost, self.restarts, workers)
+
+    def trace(self, path: str | os.PathLike[str]) -> Trace:
+        """Begin a timeline."""
+        trace = Trace(os.fspath(path), self._traces.remove)
+        for pid, (worker, _) in list(self._workers.items()):
+            if not worker.reason:
+                trace.lane(pid)
+        self._traces.append(trace)
+        return trace
+
+    def close(self) -> None:
+        """Write the timelines that are still open."""
+        for trace in list(self._traces):
+            trace.close()
+
+
+class Trace:
+    """A timeline being recorded; closing it, or its pool, writes the file.
+
+    The file has Chrome trace events, a lane for each worker, which Perfetto
+    (https://ui.perfetto.dev) and ``chrome://tracing`` open.
+    """
+
+    def __init__(self, path: str, forget: Callable[[Trace], None]) -> None:
+        """Not for users: `TaskPool.trace` makes them."""
+        # So that a path that cannot be written fails now, and not after the run.
+        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115  closed by close()
+        self._forget = forget
+        self._pid = os.getpid()
+        self._events: list[dict[str, Any]] = []
+
+    def lane(self, worker: int) -> None:
+        """Note that there is a worker."""
+        self._add("M", worker, name="thread_name", args={"name": f"worker {worker}"})
+
+    def span(self, worker: int, name: str, began: float, ended: float, failed: bool) -> None:
+        """Note what a worker did, and when (seconds)."""
+        colour = {"cname": "terrible"} if failed else {}
+        self._add("X", worker, name=name, ts=began * 1e6, dur=(ended - began) * 1e6, **colour)
+
+    def mark(self, worker: int, name: str) -> None:
+        """Note a moment of a worker."""
+        self._add("i", worker, name=name, ts=time.monotonic() * 1e6, s="t")
+
+    def _add(self, kind: str, worker: int, **facts: Any) -> None:
+        self._events.append({"ph": kind, "pid": self._pid, "tid": worker, **facts})
+
+    def close(self) -> None:
+        """Write the file. Closing twice does nothing."""
+        if not self._file.closed:
+            with contextlib.suppress(ValueError):
+                self._forget(self)
+            with self._file as file:
+                json.dump({"traceEvents": self._events, "displayTimeUnit": "ms"}, file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

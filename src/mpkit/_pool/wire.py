@@ -1,0 +1,122 @@
+"""What parent and worker say to each other: a closed set of messages, each one packet.
+
+Parent to worker: `Run`, `Leave`. Worker to parent: `Ready`, `InitFailed`, `Done`. Both
+sides import this file, so they cannot disagree. A call or an outcome inside a message
+is what `Parcel.seal` made; descriptors ride on the packet, which then has one task.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from mpkit._link import PACKET
+
+
+class Load(NamedTuple):
+    """One task on its way to a worker: its number and its packed call."""
+
+    task: int
+    call: bytes
+
+
+class Run(NamedTuple):
+    """Run these tasks in this order, and report each before the next begins."""
+
+    loads: list[Load]
+
+
+class Leave(NamedTuple):
+    """End the worker, after what it has been sent before."""
+
+
+class Ready(NamedTuple):
+    """The worker has run its initializer."""
+
+
+class InitFailed(NamedTuple):
+    """The initializer raised, and the worker leaves; ``error`` is a packed failure."""
+
+    error: bytes
+
+
+class Done(NamedTuple):
+    """A task has ended.
+
+    ``began`` and ``ended`` are seconds of `time.monotonic`, which all processes of a
+    machine share. ``resident`` is the worker's memory in bytes, or 0 if nobody asked.
+    ``outcome`` is a kind (`_outcome.DONE` or `_outcome.FAILED`) and what goes with it.
+    """
+
+    task: int
+    began: float
+    ended: float
+    resident: int
+    outcome: bytes
+
+
+_RUN, _LEAVE, _READY, _INIT_FAILED, _DONE = b"r", b"l", b"y", b"i", b"d"
+_COUNT = struct.Struct("=cH")
+_LOAD = struct.Struct("=QI")
+DONE_HEADER = struct.Struct("=cQddQ")
+
+#: Bytes that the loads of one packet may have together.
+ROOM = PACKET - _COUNT.size
+#: Bytes that each of them takes besides its call.
+PER_LOAD = _LOAD.size
+
+
+def encode_run(loads: list[Load]) -> bytes:
+    """Return the packet of a `Run`."""
+    parts = [_COUNT.pack(_RUN, len(loads))]
+    for task, call in loads:
+        parts += _LOAD.pack(task, len(call)), call
+    return b"".join(parts)
+
+
+def encode_leave() -> bytes:
+    """Return the packet of a `Leave`."""
+    return _LEAVE
+
+
+def encode_ready() -> bytes:
+    """Return the packet of a `Ready`."""
+    return _READY
+
+
+def init_failed_header() -> bytes:
+    """Return what comes before the error in the packet of an `InitFailed`."""
+    return _INIT_FAILED
+
+
+def done_header(task: int, began: float, ended: float, resident: int) -> bytes:
+    """Return what comes before the outcome in the packet of a `Done`."""
+    return DONE_HEADER.pack(_DONE, task, began, ended, resident)
+
+
+def decode_for_worker(data: bytes) -> Run | Leave:
+    """Return the message in a packet that the parent sent."""
+    if data[:1] == _LEAVE:
+        return Leave()
+    _, count = _COUNT.unpack_from(data)
+    loads = []
+    offset = _COUNT.size
+    for _ in range(count):
+        task, length = _LOAD.unpack_from(data, offset)
+        offset += _LOAD.size
+        loads.append(Load(task, data[offset : offset + length]))
+        offset += length
+    return Run(loads)
+
+
+def decode_for_parent(data: bytes) -> Ready | InitFailed | Done:
+    """Return the message in a packet that a worker sent."""
+    kind = data[:1]
+    if kind == _DONE:
+        _, task, began, ended, resident = DONE_HEADER.unpack_from(data)
+        return Done(task, began, ended, resident, data[DONE_HEADER.size :])
+    if kind == _READY:
+        return Ready()
+    if kind == _INIT_FAILED:
+        return InitFailed(data[1:])
+    raise ValueError(f"a worker sent {data[:16]!r}")

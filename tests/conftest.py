@@ -1,0 +1,131 @@
+"""The fixtures that all tests share.
+
+A test that starts processes takes ``context`` or ``start_method``, and runs once under
+each start method. Every test is checked for what it leaves behind. A test that hangs
+has all its threads' stacks dumped, and is then ended (see pytest's section in
+pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import threading
+import time
+from collections import Counter
+from multiprocessing import forkserver, resource_tracker
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mpkit import _limit, _runtime
+from tests.support import PATIENCE, Spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from multiprocessing.context import BaseContext
+    from multiprocessing.process import BaseProcess
+
+
+@pytest.fixture(params=multiprocessing.get_all_start_methods())
+def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test once per start method, which is the program's default meanwhile."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.fixture
+def context(start_method: str) -> BaseContext:
+    """Return the context of the start method."""
+    chosen: BaseContext = multiprocessing.get_context(start_method)
+    return chosen
+
+
+@pytest.fixture
+def spawn(context: BaseContext) -> Iterator[Spawn]:
+    """Start processes, and leave none behind whatever the test did."""
+    started: list[BaseProcess] = []
+
+    def start(target: Callable[..., object], *args: object) -> BaseProcess:
+        process: BaseProcess = context.Process(  # type: ignore[attr-defined]
+            target=target, args=args
+        )
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+
+    for process in started:
+        process.kill()
+    for process in started:
+        process.join(PATIENCE)
+        assert process.exitcode is not None, f"{process} outlived SIGKILL"
+        process.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a process, a thread or an open descriptor."""
+    threads, descriptors = set(threading.enumerate()), _descriptors()
+    yield
+    gc.collect()
+    _settle(lambda: not _children())
+    assert not _children(), f"processes are left: {_children()}"
+    _settle(lambda: not set(threading.enumerate()) - threads)
+    assert not set(threading.enumerate()) - threads, "threads are left"
+    _settle(lambda: not _descriptors() - descriptors)
+    assert not _descriptors() - descriptors, "descriptors are left open"
+
+
+def _settle(fact: Callable[[], bool]) -> None:
+    """Give what is ending anyway the time to end."""
+    end = time.monotonic() + 5
+    while not fact() and time.monotonic() < end:
+        time.sleep(0.005)
+        gc.collect()
+
+
+def _children() -> list[str]:
+    """Return this process's children, but for the helpers of multiprocessing."""
+    multiprocessing.active_children()  # reaps
+    helpers = {_forkserver()._forkserver_pid, _tracker()._pid}
+    found: list[str] = []
+    for thread in _listed("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children") as file:
+            found += [pid for pid in file.read().split() if int(pid) not in helpers]
+    return found
+
+
+def _descriptors() -> Counter[str]:
+    """Return what this process has open, but for what stays open by design."""
+    found: Counter[str] = Counter()
+    ours = {home._fd for home in _runtime._homes.values()}
+    ours |= {_forkserver()._forkserver_alive_fd, _tracker()._fd}
+    files = {semaphore._path for semaphore, _ in _limit._sites.values()}
+    for fd in _listed("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{fd}")
+            # /dev/urandom and the likes are the interpreter's.
+            if int(fd) not in ours and target not in files and not target.startswith("/dev/"):
+                found[target] += 1
+    return found
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:  # no /proc
+        return []
+
+
+def _forkserver() -> Any:
+    return forkserver._forkserver
+
+
+def _tracker() -> Any:
+    return resource_tracker._resource_tracker

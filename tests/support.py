@@ -1,0 +1,125 @@
+"""What tests and the processes that they start share."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.process import BaseProcess
+
+#: How long, in seconds, a test waits for a fact. Much longer than any fact takes.
+PATIENCE = 30.0
+
+
+class Spawn(Protocol):
+    """Starts ``target(*args)`` in a process; see the fixture ``spawn``."""
+
+    def __call__(self, target: Callable[..., object], *args: object) -> BaseProcess: ...
+
+
+def until(fact: Callable[[], object], patience: float = PATIENCE) -> None:
+    """Return as soon as ``fact`` is true; fail if that takes too long.
+
+    For facts that no descriptor tells of. Where one does, wait for that.
+    """
+    end = time.monotonic() + patience
+    while not fact():
+        assert time.monotonic() < end, f"{fact} did not become true in {patience} s"
+        time.sleep(0.001)
+
+
+def kill(process: BaseProcess) -> None:
+    """SIGKILL a process, and reap it."""
+    process.kill()
+    process.join(PATIENCE)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def finish(process: BaseProcess) -> None:
+    """Wait for a process to end well."""
+    process.join(PATIENCE)
+    assert process.exitcode == 0, f"{process} did not end well"
+
+
+def asleep(pid: int) -> bool:
+    """Tell whether all threads of a process are blocked in the kernel (Linux).
+
+    With the fact that it waits in the queue, this says that it is inside ``poll``.
+    """
+    states = [_stat(f"/proc/{pid}/task/{thread}/stat")[0] for thread in _threads(pid)]
+    return all(state == "S" for state in states)
+
+
+def exists(pid: int) -> bool:
+    """Tell whether a process lives, and has not begun to die (Linux)."""
+    try:
+        state, *_, flags = _stat(f"/proc/{pid}/stat")[:7]
+    except OSError:
+        return False
+    # PF_EXITING: the kernel sets it before it takes the process's locks away.
+    return state not in "ZX" and not int(flags) & 0x4
+
+
+def _threads(pid: int) -> list[str]:
+    return os.listdir(f"/proc/{pid}/task")
+
+
+def _stat(path: str) -> list[str]:
+    with open(path) as file:
+        return file.read().rpartition(")")[2].split()
+
+
+class Inside:
+    """Counts who is inside, by itself: a witness that knows nothing of locks.
+
+    A file of cells; who comes in writes his pid into a cell of his own, and then counts
+    the cells of living processes. Of any two who are inside together at least one counts
+    the other. Beside it each cell counts how often its owner came in.
+    """
+
+    def __init__(self, path: str, cells: int) -> None:
+        self.path = path
+        self.cells = cells
+        with open(path, "a+b") as file:
+            file.truncate(cells * 16)
+            self._map = memoryview(mmap.mmap(file.fileno(), cells * 16)).cast("q")
+
+    def __reduce__(self) -> tuple[type[Inside], tuple[str, int]]:
+        return Inside, (self.path, self.cells)
+
+    def enter(self, cell: int) -> int:
+        """Come in; return how many are inside now."""
+        self._map[2 * cell] = os.getpid()
+        self._map[2 * cell + 1] += 1
+        pids = [self._map[2 * other] for other in range(self.cells)]
+        return sum(1 for pid in pids if pid and exists(pid))
+
+    def leave(self, cell: int) -> None:
+        self._map[2 * cell] = 0
+
+    def turns(self) -> list[int]:
+        return [self._map[2 * cell + 1] for cell in range(self.cells)]
+
+
+def python(code: str, *args: str, **env: str) -> subprocess.Popen[str]:
+    """Start a program of its own that runs ``code``, with pipes to talk to it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *args],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env},
+    )
+
+
+def copied(thing: Any) -> Any:
+    """Return ``thing`` after a journey through pickle."""
+    return pickle.loads(pickle.dumps(thing))
