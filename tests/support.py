@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.process import BaseProcess
 
+    from mpkit import Semaphore
+
 #: How long, in seconds, a test waits for a fact. Much longer than any fact takes.
 PATIENCE = 30.0
 
@@ -66,6 +68,11 @@ def exists(pid: int) -> bool:
         return False
     # PF_EXITING: the kernel sets it before it takes the process's locks away.
     return state not in "ZX" and not int(flags) & 0x4
+
+
+def in_line(semaphore: Semaphore) -> int:
+    """Return how many wait for a slot (or did when they were killed)."""
+    return len(semaphore._opened().bells.names())
 
 
 def _threads(pid: int) -> list[str]:

@@ -20,8 +20,8 @@ import os
 import struct
 import threading
 import weakref
-from multiprocessing import context as mp_context
 from multiprocessing import util
+from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import DupFd
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
@@ -41,7 +41,7 @@ from mpkit._link import Link, LinkDown, discard
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from types import TracebackType
 
     from mpkit._codec import Codec, CodecName
@@ -362,7 +362,7 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
         return PeerDied(self._label, self._peer_pid, _how_it_died(self._peer_pid))
 
     @contextlib.contextmanager
-    def _packed(self, message: object) -> Iterator[Parcel]:
+    def _packed(self, message: object) -> Generator[Parcel]:
         parcel = self._codec.pack(message, self._label)
         try:
             yield parcel
@@ -404,7 +404,7 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
         parcel = _parcel.current_parcel()
         if parcel is not None:
             return _arrive, (parcel.carry(self), *facts)
-        popen = mp_context.get_spawning_popen()
+        popen = get_spawning_popen()
         if popen is None:
             raise NotPicklable(
                 self._label,
@@ -580,7 +580,7 @@ def _close_all() -> None:
 @contextlib.contextmanager
 def _held(
     lock: threading.Lock, deadline: Deadline | None, too_late: Callable[[Deadline], Exception]
-) -> Iterator[None]:
+) -> Generator[None]:
     left = None if deadline is None else deadline.left()
     if not lock.acquire(timeout=-1 if left is None else left):
         assert deadline is not None

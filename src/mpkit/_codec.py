@@ -20,6 +20,7 @@ class Codec(Protocol):
 
     def pack(self, message: object, channel: str) -> Parcel:
         """Return ``message`` as a parcel, or raise before anything is sent."""
+        ...
 
     def unpack(self, data: bytes, fds: list[int], channel: str) -> Any:
         """Return the message of a packet."""

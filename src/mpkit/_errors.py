@@ -100,7 +100,7 @@ class WouldDeadlock(MpkitError, RuntimeError):
 
 
 class ChannelClosed(MpkitError, ValueError):
-    """This end was closed here: by `close`, by leaving ``with``, or by `close_send`."""
+    """This end was closed here: by ``close``, by leaving ``with``, or by ``close_send``."""
 
     def __init__(self, channel: str, why: str = "was closed in this process") -> None:
         super().__init__(channel, why)
@@ -244,8 +244,9 @@ class TaskExit(MpkitError):
 
 
 class RemoteError(MpkitError):
-    """Stands for an exception that could not travel; ``type_name``, ``message`` and
-    ``traceback`` are its parts as text.
+    """Stands for an exception that could not travel, and has its parts as text.
+
+    They are ``type_name``, ``message`` and ``traceback``; ``why`` tells what hindered it.
     """
 
     def __init__(self, type_name: str, message: str, traceback: str, why: str) -> None:

@@ -15,9 +15,12 @@ import os
 import threading
 import weakref
 from collections import deque
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from mpkit import _platform
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 guard = threading.RLock()
 
@@ -99,12 +102,18 @@ def _contents(root: Any) -> set[int]:
         if id(thing) in found:
             continue
         found.add(id(thing))
-        if isinstance(thing, Bearer):
-            left.extend(thing._carried())
-        elif isinstance(thing, functools.partial):
-            left.extend((thing.args, thing.keywords))
-        elif isinstance(thing, dict) and len(thing) <= _LONGEST:
-            left.extend(thing.values())
-        elif isinstance(thing, (tuple, list, set, frozenset, deque)) and len(thing) <= _LONGEST:
-            left.extend(thing)
+        left.extend(_inside(thing))
     return found
+
+
+def _inside(thing: Any) -> Iterable[Any]:
+    if isinstance(thing, Bearer):
+        return thing._carried()
+    if isinstance(thing, functools.partial):
+        return cast("tuple[Any, ...]", (thing.args, thing.keywords))
+    if isinstance(thing, dict):
+        thing = cast("dict[Any, Any]", thing).values()
+    elif not isinstance(thing, (tuple, list, set, frozenset, deque)):
+        return ()
+    container = cast("Collection[Any]", thing)
+    return container if len(container) <= _LONGEST else ()

@@ -103,15 +103,28 @@ class Semaphore:
         _check_slots(slots)
         if name is None:
             key = secrets.token_hex(8)
-            place = f"Semaphore made at {_line(sys._getframe(1))}"
+            frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+            place = f"Semaphore made at {_line(frame)}"
             home = _runtime.family_home()
         else:
             check_name(name)
             key, place, home = name, f"limit {name!r}", _runtime.named_home()
-        self._set_up(slots, key, place)
+        self._set_up(slots, key, place, None)
         self._open(home.path)
 
-    def _set_up(self, slots: int, key: str, place: str, timeout: float | None = None) -> None:
+    @classmethod
+    def _at(
+        cls, folder: str | None, slots: int, key: str, place: str, timeout: float | None
+    ) -> Self:
+        """Return the one in ``folder``; also unpickles."""
+        semaphore = cls.__new__(cls)
+        semaphore._set_up(slots, key, place, timeout)
+        if folder is not None:
+            _runtime.hold(folder)
+            semaphore._open(folder)
+        return semaphore
+
+    def _set_up(self, slots: int, key: str, place: str, timeout: float | None) -> None:
         self._count = slots
         self._key = key
         self._place = place
@@ -297,7 +310,7 @@ class Semaphore:
 
     def __reduce__(self) -> tuple[Callable[..., Semaphore], tuple[object, ...]]:
         folder = os.path.dirname(self._opened().path)
-        return _reopen, (folder, self._count, self._key, self._place, self._timeout)
+        return Semaphore._at, (folder, self._count, self._key, self._place, self._timeout)
 
     def __repr__(self) -> str:
         return f"<{self._place}: {self.available} of {self._count} slots free>"
@@ -343,7 +356,7 @@ def limit(slots: int, *, name: str | None = None, timeout: float | None = None) 
         9
 
     """
-    frame = sys._getframe(1)
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     # By id: a code object's own hash reads all of its code. The cache keeps the code.
     site = (id(frame.f_code), frame.f_lasti, slots, name, timeout)
     known = _sites.get(site)
@@ -361,17 +374,18 @@ _sites: dict[tuple[object, ...], tuple[Semaphore, CodeType]] = {}
 def _make(slots: int, name: str | None, timeout: float | None, frame: FrameType) -> Semaphore:
     _check_slots(slots)
     _wait.check_timeout(timeout)
-    semaphore = Semaphore.__new__(Semaphore)
+    folder: str | None
     if name is not None:
         check_name(name)
-        semaphore._set_up(slots, name, f"limit {name!r}", timeout)
-        semaphore._open(_runtime.named_home().path)
-        return semaphore
-    semaphore._set_up(slots, _site_key(frame), f"limit at {_line(frame)}", timeout)
-    if not _platform.main_is_being_imported():
-        semaphore._opened()
-    with _fork.guard:
-        _fork.know(semaphore)
+        folder, key, place = _runtime.named_home().path, name, f"limit {name!r}"
+    else:
+        imported = _platform.main_is_being_imported()
+        folder = None if imported else _runtime.family_home().path
+        key, place = _site_key(frame), f"limit at {_line(frame)}"
+    semaphore = Semaphore._at(folder, slots, key, place, timeout)  # pyright: ignore[reportPrivateUsage]
+    if name is None:
+        with _fork.guard:
+            _fork.know(semaphore)
     return semaphore
 
 
@@ -407,15 +421,6 @@ def _check_slots(slots: object) -> None:
         raise TypeError(f"the number of slots is an int, not {slots!r}")
     if not 1 <= slots <= MOST_SLOTS:
         raise ValueError(f"the number of slots is 1 to {MOST_SLOTS:,}, not {slots!r}")
-
-
-def _reopen(folder: str, slots: int, key: str, place: str, timeout: float | None) -> Semaphore:
-    """Unpickle: the same file by the same path."""
-    _runtime.hold(folder)
-    semaphore = Semaphore.__new__(Semaphore)
-    semaphore._set_up(slots, key, place, timeout)
-    semaphore._open(folder)
-    return semaphore
 
 
 def _holder(pid: int, noted_pid: int, since: float, name: str) -> Holder:

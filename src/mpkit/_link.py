@@ -171,7 +171,7 @@ class _StreamLink(Link):
                         return False
                     self.shut()  # half a packet is out: there is no way back
                     raise LinkDown from None
-                _wait.poll_writable(self.fd, deadline and deadline.left())
+                _wait.poll_writable(self.fd, deadline.left() if deadline else None)
             except ConnectionError as error:
                 raise LinkDown from error
             else:
@@ -192,7 +192,7 @@ class _StreamLink(Link):
             except BlockingIOError:
                 if deadline and deadline.passed():
                     return None
-                _wait.poll([self.fd], deadline and deadline.left())
+                _wait.poll([self.fd], deadline.left() if deadline else None)
             except ConnectionError as error:
                 raise LinkDown from error
             else:

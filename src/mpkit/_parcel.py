@@ -34,6 +34,7 @@ class Movable(Protocol):
 
     def _descriptor(self) -> int:
         """Return the descriptor to copy."""
+        ...
 
     def _moved(self, where: str) -> None:
         """The copy is on its way: let go of the original."""

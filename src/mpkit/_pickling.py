@@ -15,7 +15,7 @@ import copyreg
 import io
 import pickle
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from mpkit._errors import MpkitError, NotPicklable
 
@@ -29,20 +29,24 @@ if TYPE_CHECKING:
 OUT_OF_BAND = 16 * 1024
 
 
-class _Pickler(pickle.Pickler):
-    """``pickle`` plus the reducers that multiprocessing has for sockets and connections."""
+class _Reducers:
+    """The reducers of copyreg, and those of multiprocessing for sockets and connections."""
 
-    dispatch_table: ClassVar[dict[type, Any]] = {}
-    registered: ClassVar[tuple[int, int]] = (-1, -1)
+    def __init__(self) -> None:
+        self._known = (-1, -1)
+        self._table: dict[type, Any] = {}
 
-    @classmethod
-    def refresh(cls) -> None:
-        """Take over what was registered with copyreg and multiprocessing meanwhile."""
-        reducers = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-        registered = len(copyreg.dispatch_table), len(reducers)
-        if registered != cls.registered:
-            cls.registered = registered
-            cls.dispatch_table = copyreg.dispatch_table | reducers
+    def table(self) -> dict[type, Any]:
+        """Return them, with what was registered since the last call."""
+        reducers: dict[type, Any] = getattr(ForkingPickler, "_extra_reducers")  # noqa: B009
+        known = len(copyreg.dispatch_table), len(reducers)
+        if known != self._known:
+            self._known = known
+            self._table = copyreg.dispatch_table | reducers
+        return self._table
+
+
+_reducers = _Reducers()
 
 
 def dumps(thing: object, what: str) -> tuple[bytes, list[pickle.PickleBuffer]]:
@@ -59,13 +63,14 @@ def dumps(thing: object, what: str) -> tuple[bytes, list[pickle.PickleBuffer]]:
         buffers.append(buffer)
         return False
 
-    _Pickler.refresh()
     file = io.BytesIO()
+    pickler = pickle.Pickler(file, 5, buffer_callback=keep_in_band)
+    pickler.dispatch_table = _reducers.table()
     try:
-        _Pickler(file, 5, buffer_callback=keep_in_band).dump(thing)
+        pickler.dump(thing)
     except MpkitError:  # says what is wrong better than a pickler could
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  pickling is user code
         buffers.clear()
         stream = _cloudpickled(thing, keep_in_band, error, what)
     else:
@@ -77,9 +82,10 @@ def _cloudpickled(
     thing: object, buffer_callback: BufferCallback, first: Exception, what: str
 ) -> bytes:
     try:
-        import cloudpickle  # noqa: PLC0415  optional
+        import cloudpickle as untyped  # noqa: PLC0415  optional
     except ImportError:
         raise NotPicklable(what, f"{_sentence(first)}{_hint(first)}") from first
+    cloudpickle: Any = untyped
     try:
         stream: bytes = cloudpickle.dumps(thing, 5, buffer_callback=buffer_callback)
     except MpkitError:

@@ -49,7 +49,8 @@ class Child:
         context: BaseContext,
         name: str | None = None,
     ) -> None:
-        self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
+        make: Any = getattr(context, "Process")  # noqa: B009  BaseContext does not declare it
+        self.process: BaseProcess = make(
             target=_main, args=(_lifeline.own(), main, args), name=name, daemon=False
         )
         self.process.start()
@@ -57,7 +58,7 @@ class Child:
         pid = self.process.pid
         assert pid is not None
         self.pid: int = pid
-        self.name = self.process.name
+        self.name: str = self.process.name
         self._exitcode: int | None = None
         # Guards waiting for the process: of two threads in waitpid(), one is told that
         # there is no such child.

@@ -76,6 +76,11 @@ class Home:
                 return fd
             os.close(fd)
 
+    @property
+    def left(self) -> bool:
+        """Whether this process uses it no more."""
+        return self._fd < 0
+
     def leave(self) -> None:
         """Remove the folder if this was the last process to use it."""
         with _fork.guard:
@@ -134,10 +139,10 @@ def _home(name: str, base: str | None = None) -> Home:
     base = base or base_directory()
     path = os.path.join(base, name)
     home = _homes.get(path)
-    if home is None or home._fd < 0:
+    if home is None or home.left:
         with _fork.guard:
             home = _homes.get(path)
-            if home is None or home._fd < 0:
+            if home is None or home.left:
                 home = _homes[path] = Home(name, base)
                 sweep(base)
     return home

@@ -32,6 +32,7 @@ from mpkit import _fork, _runtime, _wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
+    from typing import Self
 
 #: How long, in seconds, a thread outlives the task that awaited a foreign event.
 _ABANDONED_AFTER = 0.1
@@ -135,6 +136,14 @@ class Signal:
         """
         return _EventSignal(event)
 
+    @classmethod
+    def _at(cls, path: str, name: str | None) -> Self:
+        """Unpickle: the same FIFO by the same path."""
+        _runtime.hold(os.path.dirname(path))
+        signal = cls.__new__(cls)
+        signal._open(path, name, shared=True)
+        return signal
+
     def _open(self, path: str, name: str | None, *, shared: bool) -> None:
         self._path, self._name, self._shared = path, name, shared
         self._fd = _open_fifo(path)
@@ -201,7 +210,7 @@ class Signal:
 
     def __reduce__(self) -> tuple[Callable[..., Signal], tuple[object, ...]]:
         self._keep_file()
-        return _reopen, (self._path, self._name)
+        return Signal._at, (self._path, self._name)
 
     def __repr__(self) -> str:
         state = "set" if self.is_set() else "clear"
@@ -222,14 +231,6 @@ class Signal:
 
     def _after_fork_in_child(self) -> None:
         """The inherited descriptor is good: the FIFO is the state."""
-
-
-def _reopen(path: str, name: str | None) -> Signal:
-    """Unpickle: the same FIFO by the same path."""
-    _runtime.hold(os.path.dirname(path))
-    signal = Signal.__new__(Signal)
-    signal._open(path, name, shared=True)
-    return signal
 
 
 def _open_fifo(path: str) -> int:

@@ -13,7 +13,7 @@ import os
 import select
 import time
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 if TYPE_CHECKING:
     import asyncio
@@ -119,9 +119,11 @@ class Waitable(Protocol):
 
     def _ready(self) -> bool:
         """Tell, without blocking, whether there is something to take."""
+        ...
 
     def _watched(self) -> Sequence[int]:
         """Return descriptors of which one becomes readable when `_ready` may be true."""
+        ...
 
 
 def wait(*things: T, timeout: float | None = None) -> list[T]:
@@ -179,7 +181,8 @@ def _descriptors(thing: Any, stack: contextlib.ExitStack) -> Sequence[int]:
     stack.callback(os.close, reader)
     bell = _Bell(writer)
     stack.callback(bell.close)
-    thing.add_done_callback(bell.ring)
+    future = cast("Future[Any]", thing)
+    future.add_done_callback(bell.ring)
     return [reader]
 
 

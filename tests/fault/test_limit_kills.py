@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mpkit._limit import Semaphore
+from mpkit import _bells, _slots, _waiter
+from mpkit._limit import Semaphore, limit
 from mpkit._signal import Signal
-from tests.support import PATIENCE, Inside, Spawn, asleep, finish, kill, until
+from tests.support import PATIENCE, Inside, Spawn, finish, in_line, kill, until
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
     from pathlib import Path
 
 #: How many are killed under each start method.
@@ -39,15 +41,13 @@ def test_no_slot_is_lost_and_nobody_hangs_when_processes_are_killed_at_random(
     inside = Inside(str(tmp_path / "inside"), 7)
     chance = random.Random(4)
 
-    def start(cell: int) -> object:
-        return spawn(work, semaphore, inside, cell, stop, broken)
-
     crew = [spawn(work, semaphore, inside, cell, stop, broken) for cell in range(7)]
     for _ in range(KILLS):
         seen = inside.turns()
         target = chance.randrange(7)
         # Some turns later, at a moment of nobody's choosing.
-        until(lambda: sum(inside.turns()) > sum(seen) + chance.randrange(20))
+        more = chance.randrange(20)
+        until(lambda seen=seen, more=more: sum(inside.turns()) > sum(seen) + more)
         kill(crew[target])
         crew[target] = spawn(work, semaphore, inside, target, stop, broken)
     seen = inside.turns()
@@ -58,3 +58,202 @@ def test_no_slot_is_lost_and_nobody_hangs_when_processes_are_killed_at_random(
 
     assert not broken.is_set(), "more were inside than there are slots"
     assert semaphore.available == 2
+
+
+def inline() -> Semaphore:
+    return limit(1)
+
+
+def hold(semaphore: Semaphore | None, held: Signal) -> None:
+    """Hold a slot until killed."""
+    with semaphore or inline():
+        held.set()
+        Signal().wait()
+
+
+def start_holder(spawn: Spawn, semaphore: Semaphore | None) -> BaseProcess:
+    held = Signal()
+    holder = spawn(hold, semaphore, held)
+    assert held.wait(PATIENCE)
+    return holder
+
+
+def pass_through(semaphore: Semaphore | None) -> None:
+    with semaphore or inline():
+        pass
+
+
+def start_waiter(spawn: Spawn, semaphore: Semaphore, *how: object) -> BaseProcess:
+    """Start a process that waits for a slot, and return when it is in the queue."""
+    before = in_line(semaphore)
+    waiter = spawn(*(how or (pass_through, semaphore)))  # type: ignore[arg-type]
+    until(lambda: in_line(semaphore) > before)
+    return waiter
+
+
+@pytest.mark.parametrize("kind", ["object", "named", "inline"])
+def test_a_waiter_gets_the_slot_of_a_killed_holder(spawn: Spawn, kind: str) -> None:
+    """Rows s01 to s04 of the table of faults."""
+    given = Semaphore(1, name=f"test-{os.getpid()}") if kind == "named" else Semaphore(1)
+    semaphore = inline() if kind == "inline" else given
+    holder = start_holder(spawn, None if kind == "inline" else semaphore)
+    waiter = start_waiter(spawn, semaphore, pass_through, None if kind == "inline" else semaphore)
+
+    kill(holder)
+
+    finish(waiter)
+    assert semaphore.available == 1
+
+
+def test_all_slots_are_free_after_their_holders_were_killed(spawn: Spawn) -> None:
+    """Row s05 of the table of faults."""
+    semaphore = Semaphore(3)
+    holders = [start_holder(spawn, semaphore) for _ in range(2)]
+    assert semaphore.available == 1
+
+    for holder in holders:
+        kill(holder)
+
+    assert semaphore.available == 3
+    assert [semaphore.acquire(block=False) for _ in range(4)] == [True, True, True, False]
+    for _ in range(3):
+        semaphore.release()
+
+
+def test_who_waits_behind_killed_waiters_is_served(spawn: Spawn) -> None:
+    semaphore = Semaphore(1)
+    semaphore.acquire()
+    waiters = [start_waiter(spawn, semaphore) for _ in range(4)]
+    kill(waiters[0])
+    kill(waiters[2])
+
+    semaphore.release()
+
+    finish(waiters[1])
+    finish(waiters[3])
+    assert in_line(semaphore) == 0
+
+
+def test_who_waits_is_served_when_the_holder_and_all_before_him_are_killed(spawn: Spawn) -> None:
+    semaphore = Semaphore(1)
+    holder = start_holder(spawn, semaphore)
+    waiters = [start_waiter(spawn, semaphore) for _ in range(3)]
+
+    for process in (holder, *waiters[:2]):
+        process.kill()
+
+    finish(waiters[2])
+
+
+# What each of these replaces is where a wake-up is due: the process dies instead.
+
+
+def die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def release_and_die_before_ringing(semaphore: Semaphore, held: Signal, go: Signal) -> None:
+    semaphore.acquire()
+    held.set()
+    go.wait()
+    _slots.Slots.ring = die  # type: ignore[method-assign]
+    semaphore.release()
+
+
+def wait_and_die_when_rung(semaphore: Semaphore) -> None:
+    def drain(fd: int) -> None:
+        if any(os.read(fd, 1) for _ in range(1)):
+            die()
+
+    def first_time(_: int) -> None:
+        _waiter.drain = drain  # type: ignore[attr-defined]
+
+    _waiter.drain = first_time  # type: ignore[attr-defined]
+    semaphore.acquire()
+
+
+def wait_and_die_before_ringing_the_next(semaphore: Semaphore) -> None:
+    _bells.Bells.ring = die  # type: ignore[method-assign]
+    semaphore.acquire(timeout=PATIENCE)
+
+
+def give_up_and_die_before_ringing_the_next(semaphore: Semaphore, go: Signal) -> None:
+    _bells.Bells.ring = die  # type: ignore[method-assign]
+    _waiter.Waiter.served = lambda self: bool(joined(self) and go.wait() and die())  # type: ignore[method-assign]
+    semaphore.acquire()
+
+
+def joined(waiter: _waiter.Waiter) -> bool:
+    waiter._join()
+    return True
+
+
+def test_a_slot_is_not_lost_when_who_releases_it_dies_before_he_rings(spawn: Spawn) -> None:
+    semaphore, held, go = Semaphore(1), Signal(), Signal()
+    holder = spawn(release_and_die_before_ringing, semaphore, held, go)
+    assert held.wait(PATIENCE)
+    waiter = start_waiter(spawn, semaphore)
+    go.set()
+
+    finish(waiter)
+    holder.join(PATIENCE)
+    assert holder.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "how",
+    [wait_and_die_when_rung, wait_and_die_before_ringing_the_next],
+    ids=lambda how: how.__name__,
+)
+def test_a_ring_is_not_lost_when_who_is_rung_dies(spawn: Spawn, how: object) -> None:
+    semaphore = Semaphore(1)
+    semaphore.acquire()
+    victim = start_waiter(spawn, semaphore, how, semaphore)
+    second, third = start_waiter(spawn, semaphore), start_waiter(spawn, semaphore)
+
+    semaphore.release()
+
+    finish(second)
+    finish(third)
+    victim.join(PATIENCE)
+    assert victim.exitcode == -signal.SIGKILL
+
+
+def test_a_free_slot_is_not_left_to_one_who_dies_while_he_is_first(spawn: Spawn) -> None:
+    """He is first, hears nothing, and dies; the slot became free meanwhile."""
+    semaphore, go = Semaphore(1), Signal()
+    semaphore.acquire()
+    victim = start_waiter(spawn, semaphore, give_up_and_die_before_ringing_the_next, semaphore, go)
+    second = start_waiter(spawn, semaphore)
+    semaphore.release()
+    assert second.exitcode is None
+    go.set()
+
+    finish(second)
+    victim.join(PATIENCE)
+    assert victim.exitcode == -signal.SIGKILL
+
+
+def fork_and_hold(semaphore: Semaphore, born: Signal, gone: Signal) -> None:
+    """Hold a slot, with a forked child that lives on."""
+    with semaphore:
+        pid = os.fork()
+        if pid == 0:
+            born.set()
+            gone.wait()
+            os._exit(0)
+        Signal().wait()
+
+
+def test_a_child_that_outlives_a_killed_holder_does_not_keep_his_slot(spawn: Spawn) -> None:
+    semaphore, born, gone = Semaphore(1), Signal(), Signal()
+    holder = spawn(fork_and_hold, semaphore, born, gone)
+    assert born.wait(PATIENCE)
+
+    kill(holder)
+
+    try:
+        assert semaphore.acquire(timeout=PATIENCE)
+        semaphore.release()
+    finally:
+        gone.set()

@@ -40,6 +40,7 @@ class Backend(Protocol):
 
     def is_own_thread(self) -> bool:
         """Tell whether the calling thread is one that `join` would wait for."""
+        ...
 
     def close(self) -> None:
         """Take no more calls; finish those there are."""
@@ -49,6 +50,7 @@ class Backend(Protocol):
 
     def join(self, timeout: float | None) -> bool:
         """After one of these two, wait until all is over; tell whether it is."""
+        ...
 
 
 class Inline:

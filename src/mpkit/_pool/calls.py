@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from mpkit import _outcome
@@ -84,7 +85,7 @@ class Calls:
     @overload
     def apply(self, func: Callable[[], R]) -> R: ...
     @overload
-    def apply(self, func: Callable[[Unpack[Ts]], R], args: tuple[Unpack[Ts]]) -> R: ...
+    def apply(self, func: Callable[[*Ts], R], args: tuple[*Ts]) -> R: ...
     @overload
     def apply(
         self, func: Callable[..., R], args: Sequence[Any] = (), *, kwds: Mapping[str, Any]
@@ -108,8 +109,8 @@ class Calls:
     @overload
     def apply_async(
         self,
-        func: Callable[[Unpack[Ts]], R],
-        args: tuple[Unpack[Ts]],
+        func: Callable[[*Ts], R],
+        args: tuple[*Ts],
         *,
         callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
@@ -199,8 +200,8 @@ class Calls:
 
     def starmap(
         self,
-        func: Callable[[Unpack[Ts]], R],
-        iterable: Iterable[tuple[Unpack[Ts]]],
+        func: Callable[[*Ts], R],
+        iterable: Iterable[tuple[*Ts]],
         chunksize: int | None = None,
         *,
         progress: Progress = None,
@@ -210,8 +211,8 @@ class Calls:
 
     def starmap_async(
         self,
-        func: Callable[[Unpack[Ts]], R],
-        iterable: Iterable[tuple[Unpack[Ts]]],
+        func: Callable[[*Ts], R],
+        iterable: Iterable[tuple[*Ts]],
         chunksize: int | None = None,
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
@@ -302,7 +303,7 @@ class Calls:
     ) -> Results[R]:
         chunks.check_size(chunksize)
         iter(iterable)  # a TypeError is the caller's, and not the feeder thread's
-        total = len(iterable) if hasattr(iterable, "__len__") else None
+        total = len(iterable) if isinstance(iterable, Sized) else None
         name = _outcome.describe(fn)
 
         def submit(chunk: list[Any]) -> Task[list[tuple[bool, Any]]]:

@@ -486,7 +486,7 @@ class Engine:
     # the end
 
     def _stop_workers(self) -> None:
-        for number, running in self._running.items():
+        for running in self._running.values():
             running.child.signal(signal.SIGTERM)
         patience = Deadline(GRACE)
         for running in self._running.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from mpkit import _wait
 
@@ -52,7 +52,8 @@ class Options:
                 raise TypeError(f"{field} is a whole number, not {value!r}")
         if self.retries < 0:
             raise ValueError(f"retries is not negative, unlike {self.retries}")
-        kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)
+        given: Any = self.retry_on
+        kinds = cast("tuple[Any, ...]", given if isinstance(given, tuple) else (given,))
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
             raise TypeError(f"retry_on is a tuple of exception classes, not {self.retry_on!r}")
         object.__setattr__(self, "retry_on", kinds)

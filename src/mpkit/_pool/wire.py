@@ -99,7 +99,7 @@ def decode_for_worker(data: bytes) -> Run | Leave:
     if data[:1] == _LEAVE:
         return Leave()
     _, count = _COUNT.unpack_from(data)
-    loads = []
+    loads: list[Load] = []
     offset = _COUNT.size
     for _ in range(count):
         task, length = _LOAD.unpack_from(data, offset)

@@ -45,7 +45,7 @@ def main(inbox: Link, outbox: Link, init: Call | None, report_memory: bool) -> N
     # Ctrl-C reaches every process of the terminal, and it is the parent that decides.
     # A handler that does nothing, not SIG_IGN: programs that a task starts by exec would
     # inherit that.
-    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGINT, _ignore)
     # What the parent installed, and a fork handed down, is not meant for a worker.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
@@ -64,6 +64,10 @@ def main(inbox: Link, outbox: Link, init: Call | None, report_memory: bool) -> N
                 _report(outbox, load.task, *_run(load, fds), report_memory)
     except LinkDown:  # the pool is gone
         return
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Handle a signal by doing nothing."""
 
 
 def _initialized(init: Call, outbox: Link) -> bool:
