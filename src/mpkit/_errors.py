@@ -147,8 +147,8 @@ class PeerDied(EndOfChannel):
     """
 
     def __init__(self, channel: str, pid: int | None = None, reason: str | None = None) -> None:
-        super().__init__(channel)
-        self.args = (channel, pid, reason)
+        MpkitError.__init__(self, channel, pid, reason)
+        self.channel = channel
         self.pid = pid
         self.reason = reason
 

@@ -112,7 +112,7 @@ def _inside(thing: Any) -> Iterable[Any]:
     if isinstance(thing, functools.partial):
         return cast("tuple[Any, ...]", (thing.args, thing.keywords))
     if isinstance(thing, dict):
-        thing = cast("dict[Any, Any]", thing).values()
+        thing = thing.values()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     elif not isinstance(thing, (tuple, list, set, frozenset, deque)):
         return ()
     container = cast("Collection[Any]", thing)

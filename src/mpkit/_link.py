@@ -49,7 +49,7 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self.fd = sock.fileno()
+        self.fd: int = sock.fileno()
 
     @staticmethod
     def pair() -> tuple[Link, Link]:

@@ -75,7 +75,7 @@ class Parcel:
     """One message, packed: immutable bytes, buffers of the caller's, and what moves along."""
 
     def __init__(self) -> None:
-        self.stream = b""
+        self.stream: bytes = b""
         self.buffers: list[pickle.PickleBuffer] = []
         self._movables: list[Movable] = []
         # Descriptors: of what is carried, then of the segment if there is one.

@@ -133,7 +133,7 @@ class Call(_fork.Bearer):
         self.fn = fn
         self.args = args
         self.kwargs = kwargs
-        self.what = _outcome.describe(fn)
+        self.what: str = _outcome.describe(fn)
 
     def _carried(self) -> list[object]:
         return [self.fn, self.args, self.kwargs]

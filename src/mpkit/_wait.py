@@ -13,7 +13,7 @@ import os
 import select
 import time
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import asyncio
@@ -181,7 +181,7 @@ def _descriptors(thing: Any, stack: contextlib.ExitStack) -> Sequence[int]:
     stack.callback(os.close, reader)
     bell = _Bell(writer)
     stack.callback(bell.close)
-    future = cast("Future[Any]", thing)
+    future: Future[Any] = thing  # pyright: ignore[reportUnknownVariableType]
     future.add_done_callback(bell.ring)
     return [reader]
 

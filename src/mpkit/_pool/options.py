@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from mpkit import _wait
 
@@ -53,8 +53,8 @@ class Options:
         if self.retries < 0:
             raise ValueError(f"retries is not negative, unlike {self.retries}")
         given: Any = self.retry_on
-        kinds = cast("tuple[Any, ...]", given if isinstance(given, tuple) else (given,))
-        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        kinds: Any = given if isinstance(given, tuple) else (given,)
+        if not all(map(_is_exception_class, kinds)):
             raise TypeError(f"retry_on is a tuple of exception classes, not {self.retry_on!r}")
         object.__setattr__(self, "retry_on", kinds)
 
@@ -64,3 +64,7 @@ class Options:
         if unknown:
             raise TypeError(f"there is no option {unknown.pop()!r}")
         return dataclasses.replace(self, **names)
+
+
+def _is_exception_class(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)

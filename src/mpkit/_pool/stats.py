@@ -49,11 +49,11 @@ class Recorder:
     """Notes what happens in a pool. Written by one thread, read by any."""
 
     def __init__(self) -> None:
-        self.submitted = 0
-        self.done = 0
-        self.failed = 0
-        self.lost = 0
-        self.restarts = 0
+        self.submitted: int = 0
+        self.done: int = 0
+        self.failed: int = 0
+        self.lost: int = 0
+        self.restarts: int = 0
         self._workers: dict[int, tuple[WorkerStats, float]] = {}
         self._traces: list[Trace] = []
 

@@ -45,7 +45,7 @@ class Task(Future[R]):
     def __init__(self, what: str, options: Options) -> None:
         """Not for users: pools make tasks."""
         super().__init__()
-        self.number = next(_numbers)
+        self.number: int = next(_numbers)
         self.options = options
         self._what = what
         self._callbacks: tuple[Callable[[R], object] | None, Callable[[Any], object] | None]
