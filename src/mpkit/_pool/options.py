@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from mpkit import _wait
 
@@ -52,11 +52,7 @@ class Options:
                 raise TypeError(f"{field} is a whole number, not {value!r}")
         if self.retries < 0:
             raise ValueError(f"retries is not negative, unlike {self.retries}")
-        given: Any = self.retry_on
-        kinds: Any = given if isinstance(given, tuple) else (given,)
-        if not all(map(_is_exception_class, kinds)):
-            raise TypeError(f"retry_on is a tuple of exception classes, not {self.retry_on!r}")
-        object.__setattr__(self, "retry_on", kinds)
+        object.__setattr__(self, "retry_on", _exception_classes(self.retry_on))
 
     def changed(self, **names: Unpack[OptionNames]) -> Options:
         """Return these options with some of them changed."""
@@ -66,5 +62,12 @@ class Options:
         return dataclasses.replace(self, **names)
 
 
-def _is_exception_class(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseException)
+def _exception_classes(given: object) -> tuple[type[BaseException], ...]:
+    """Return one class, or a tuple of them, as a tuple; raises TypeError for all else."""
+    kinds = cast("tuple[object, ...]", given if isinstance(given, tuple) else (given,))
+    classes: list[type[BaseException]] = []
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise TypeError(f"retry_on is a tuple of exception classes, not {given!r}")
+        classes.append(kind)
+    return tuple(classes)
