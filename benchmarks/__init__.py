@@ -1,0 +1,1 @@
+"""mpkit against its peers: ratios, taken in one run on one machine."""
