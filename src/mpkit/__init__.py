@@ -14,8 +14,10 @@ a few processes, and `wait` waits for any of them.
 #   _bells, _slots, _waiter, _limit        Semaphore and limit
 #   _pickling    objects to bytes          _link       packets over one socket
 #   _parcel      messages, big buffers     _codec      pickle or msgspec
-#   _channel     Channel                   _outcome    how a call's end travels back
-#   _lifeline    children leave with us    _process    start and Job
+#   _departures, _closing                  what leaves by spawn; what is closed at exit
+#   _end         messages and goodbyes     _channel    Channel
+#   _outcome     how a call's end travels  _lifeline   children leave with us
+#   _process     start and Job
 #   _pool/       TaskPool: schedule (pure), wire, worker, engine, and the facade
 
 from mpkit._channel import Channel as Channel

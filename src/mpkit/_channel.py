@@ -17,17 +17,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import struct
 import threading
-import weakref
-from multiprocessing import util
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import DupFd
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
 from typing_extensions import TypeVar
 
-from mpkit import _codec, _fork, _parcel, _platform, _wait
+from mpkit import _closing, _codec, _departures, _fork, _parcel, _wait
+from mpkit._end import End
 from mpkit._errors import (
     BrokenChannel,
     ChannelClosed,
@@ -37,29 +35,19 @@ from mpkit._errors import (
     NotPicklable,
     PeerDied,
 )
-from mpkit._link import Link, LinkDown, discard
+from mpkit._link import Link
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
     from types import TracebackType
 
-    from mpkit._codec import Codec, CodecName
-    from mpkit._parcel import Parcel
+    from mpkit._codec import CodecName
 
 SendT = TypeVar("SendT", contravariant=True, default=Any)
 RecvT = TypeVar("RecvT", covariant=True, default=Any)
 S = TypeVar("S")
 R = TypeVar("R")
-
-#: Before each packet: what it is, and the process that sent it.
-_HEADER = struct.Struct("=cI")
-_MESSAGE = b"m"
-_GOODBYE = b"g"
-
-#: Seconds that `recv` waits to learn how a child of ours died, once its end is gone. The
-#: kernel closes a dying process' descriptors some microseconds before it can be waited for.
-_OBITUARY = 0.2
 
 _numbers = itertools.count(1)
 
@@ -97,17 +85,11 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
 
     """
 
-    def __init__(self, link: Link, codec: Codec, label: str, peer_pid: int | None = None) -> None:
+    def __init__(self, end: End) -> None:
         """Not for users: `channel` makes channels."""
-        self._link = link
-        self._codec = codec
-        self._label = label
-        self._peer_pid = peer_pid
+        self._end = end
         #: Why this end cannot be used any more; one that moved is not closed twice.
         self._gone: ChannelClosed | None = None
-        #: Why nothing more will be received.
-        self._ended: EndOfChannel | None = None
-        self._send_closed = False
         self._owner = os.getpid()
         # Each is held by one thread of this process, and shared with no other process.
         self._sending = threading.Lock()
@@ -115,11 +97,10 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
         self._requesting = threading.Lock()
         with _fork.guard:
             _fork.know(self)
-        _open_ends.add(self)
-        _say_goodbye_at_exit()
+        _closing.close_at_exit(self)
 
     def __repr__(self) -> str:
-        return f"<{self._label}: {self._gone.why if self._gone else 'open'}>"
+        return f"<{self._end.label}: {self._gone.why if self._gone else 'open'}>"
 
     def send(self, message: SendT, timeout: float | None = None) -> None:
         """Send one message, blocking while the other end has too much unread.
@@ -138,17 +119,20 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
         """
         deadline = None if timeout is None else Deadline(timeout)
         self._check_sendable()
-        with self._packed(message) as parcel, _held(self._sending, deadline, self._no_room):
+        with (
+            contextlib.closing(self._end.pack(message)) as parcel,
+            _held(self._sending, deadline, self._no_room),
+        ):
             self._check_sendable()
-            data, fds = parcel.seal(_HEADER.pack(_MESSAGE, os.getpid()))
             try:
-                sent = self._link.send(data, fds, deadline)
-            except (LinkDown, OSError) as error:
-                raise self._send_failed(error) from None
+                sent = self._end.send(parcel, deadline)
+            except BrokenChannel:
+                self._check()  # a close() of ours ends the connection, too
+                raise
             if not sent:
                 assert deadline is not None
                 raise self._no_room(deadline)
-            parcel.depart(f"moved through {self._label} to the process at its other end")
+            parcel.depart(f"moved through {self._end.label} to the process at its other end")
 
     def recv(self, timeout: float | None = None) -> RecvT:
         """Return the next message, blocking until there is one.
@@ -169,13 +153,14 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
         """
         deadline = None if timeout is None else Deadline(timeout)
         with _held(self._receiving, deadline, self._nothing_came):
-            packet = self._next_packet(deadline)
+            packet = self._receive(deadline)
         if packet is None:
             assert deadline is not None
             raise self._nothing_came(deadline)
         # Unpickling runs user code, and user code may raise EOFError or OSError too. It
         # stays outside every try of ours, so that it cannot pass for the end.
-        return self._open_packet(*packet)
+        message: RecvT = self._end.unpack(*packet)
+        return message
 
     def request(self, message: SendT, timeout: float | None = None) -> RecvT:
         """Send ``message`` and return the next message that arrives: the reply.
@@ -201,20 +186,20 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
         """
         deadline = Deadline(timeout)
         self._check()
-        return self._ended is not None or bool(_wait.poll([self._link.fd], deadline.left()))
+        return self._end.ended is not None or bool(_wait.poll([self._end.link.fd], deadline.left()))
 
     def __iter__(self) -> Iterator[RecvT]:
         """Receive until the other end is closed; `PeerDied` comes out of the loop."""
         while True:
             try:
                 with self._receiving:
-                    packet = self._next_packet(None)
+                    packet = self._receive(None)
             except PeerDied:
                 raise
             except EndOfChannel:
                 return
-            assert packet is not None
-            yield self._open_packet(*packet)
+            assert packet is not None  # there is no deadline
+            yield self._end.unpack(*packet)
 
     async def send_async(self, message: SendT, timeout: float | None = None) -> None:
         """As `send`, for asyncio: it suspends the calling task only. No thread is used."""
@@ -225,7 +210,7 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
             except ChannelTimeout:
                 if deadline.passed():
                     raise self._no_room(deadline) from None
-            await _wait.writable(self._link.fd, deadline.left())
+            await _wait.writable(self._end.link.fd, deadline.left())
 
     async def recv_async(self, timeout: float | None = None) -> RecvT:
         """As `recv`, for asyncio: it suspends the calling task only. No thread is used.
@@ -239,7 +224,7 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
             except ChannelTimeout:
                 if deadline.passed():
                     raise self._nothing_came(deadline) from None
-            await _wait.readable([self._link.fd], deadline.left())
+            await _wait.readable([self._end.link.fd], deadline.left())
 
     async def request_async(self, message: SendT, timeout: float | None = None) -> RecvT:
         """As `request`, for asyncio. One request at a time on one channel."""
@@ -264,7 +249,7 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
         Raises ChannelClosed if this end was closed or moved.
         """
         self._check()
-        return self._link.fd
+        return self._end.link.fd
 
     @property
     def closed(self) -> bool:
@@ -275,10 +260,8 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
         """Say that no more comes from here, and go on receiving."""
         self._check()
         with self._sending:
-            if not self._send_closed:
-                self._send_closed = True
-                self._send_goodbye()
-                self._link.shut_sending()
+            self._end.say_goodbye()
+            self._end.link.shut_sending()
 
     def close(self) -> None:
         """Say goodbye and close this end. The other end still receives all that was sent.
@@ -286,14 +269,16 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
         Threads that wait in `send` or `recv` here wake up with `ChannelClosed`. Closing
         twice does nothing.
         """
-        if self._gone is None:
-            self._gone = ChannelClosed(self._label)
-            if not self._send_closed and self._sending.acquire(blocking=False):
-                # Not acquired: a thread of ours is blocked in send(), so the buffer is
-                # full and no goodbye can follow.
-                self._send_goodbye()
+        if self._gone is None and self._owner == os.getpid():
+            self._gone = ChannelClosed(self._end.label)
+            if self._sending.acquire(blocking=False):
+                # Otherwise a thread of ours is blocked in send(), so the buffer is full
+                # and no goodbye can follow.
+                self._end.say_goodbye()
                 self._sending.release()
-            self._let_go()
+            self._end.link.shut()
+            with self._sending, self._receiving:  # when the threads have left it
+                self._end.link.close()
 
     def __enter__(self) -> Self:
         return self
@@ -307,132 +292,69 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
         self.close()
 
     def __del__(self) -> None:
-        # A half-made object has no _gone. At exit the goodbye was said already.
-        if getattr(self, "_gone", self) is None and self._owner == os.getpid():
+        if hasattr(self, "_requesting"):  # else it was never finished
             self.close()
 
-    def _let_go(self) -> None:
-        """Wake the threads that use the socket, and give it back when they have left it."""
-        self._link.shut()
-        with self._sending, self._receiving:
-            self._link.close()
-
-    def _send_goodbye(self) -> None:
-        data = _HEADER.pack(_GOODBYE, os.getpid())
-        with contextlib.suppress(LinkDown, OSError):
-            if not self._link.send(data, [], Deadline(0)):
-                # The peer has a buffer full of messages to read first. A larger buffer
-                # takes one small packet more.
-                self._link.enlarge()
-                self._link.send(data, [], Deadline(0))
-
-    def _next_packet(self, deadline: Deadline | None) -> tuple[bytes, list[int]] | None:
-        """Return the next message's packet, None in time; raise the end. Holds _receiving."""
+    def _receive(self, deadline: Deadline | None) -> tuple[bytes, list[int]] | None:
+        """Return the next packet, or None in time. Holds _receiving."""
         self._check()
-        if self._ended is not None:
-            raise self._ended.with_traceback(None)
         try:
-            packet = self._link.receive(deadline)
-        except (LinkDown, OSError):
+            return self._end.receive(deadline)
+        except PeerDied:
             self._check()  # a close() of ours ends the connection, too
-            self._ended = self._obituary()
-            raise self._ended from None
-        if packet is None:
-            return None
-        data, fds = packet
-        if len(data) < _HEADER.size or data[:1] not in (_MESSAGE, _GOODBYE):
-            discard(fds)
-            self._ended = PeerDied(self._label, self._peer_pid, "it sent what is not a message")
-            raise BrokenChannel(self._label, f"{data[:16]!r} is not a message")
-        kind, self._peer_pid = _HEADER.unpack_from(data)
-        if kind == _GOODBYE:
-            discard(fds)
-            self._ended = EndOfChannel(self._label)
-            raise self._ended
-        return packet
-
-    def _open_packet(self, data: bytes, fds: list[int]) -> RecvT:
-        try:
-            message: RecvT = self._codec.unpack(data[_HEADER.size :], fds, self._label)
-        except _parcel.Malformed as error:
-            raise BrokenChannel(self._label, str(error)) from None
-        return message
-
-    def _obituary(self) -> PeerDied:
-        return PeerDied(self._label, self._peer_pid, _how_it_died(self._peer_pid))
-
-    @contextlib.contextmanager
-    def _packed(self, message: object) -> Generator[Parcel]:
-        parcel = self._codec.pack(message, self._label)
-        try:
-            yield parcel
-        finally:
-            parcel.close()
+            raise
 
     def _check(self) -> None:
-        settle_departures()
-        if self._gone is None and self._link.closed:
+        _departures.settle()
+        if self._gone is None and self._end.link.closed:
             self._gone = self._lost_by_fork()
         if self._gone is not None:
             raise self._gone.with_traceback(None)
 
     def _check_sendable(self) -> None:
         self._check()
-        if self._send_closed:
-            raise ChannelClosed(self._label, "sends no more since close_send()")
-
-    def _send_failed(self, error: Exception) -> Exception:
-        if self._gone is not None:
-            return self._gone
-        if isinstance(error, LinkDown):
-            return BrokenChannel(self._label, "the other end was closed, or its process died")
-        return BrokenChannel(self._label, f"the message could not be sent ({error})")
+        if self._end.send_closed:
+            raise ChannelClosed(self._end.label, "sends no more since close_send()")
 
     def _no_room(self, deadline: Deadline) -> ChannelTimeout:
-        return ChannelTimeout(self._label, "could not take a message", deadline.timeout or 0.0)
+        return ChannelTimeout(self._end.label, "could not take a message", deadline.timeout or 0.0)
 
     def _nothing_came(self, deadline: Deadline) -> ChannelTimeout:
-        return ChannelTimeout(self._label, "had no message", deadline.timeout or 0.0)
+        return ChannelTimeout(self._end.label, "had no message", deadline.timeout or 0.0)
 
     # moving to another process
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._check()
         if self._receiving.locked() or self._sending.locked():
-            raise NotPicklable(self._label, "another thread is using it; it cannot move now")
-        facts = (self._codec, self._label, self._peer_pid, self._ended, self._send_closed)
+            raise NotPicklable(self._end.label, "another thread is using it; it cannot move now")
         parcel = _parcel.current_parcel()
         if parcel is not None:
-            return _arrive, (parcel.carry(self), *facts)
+            return _arrive, (parcel.carry(self), *self._end.facts())
         popen = get_spawning_popen()
         if popen is None:
             raise NotPicklable(
-                self._label,
+                self._end.label,
                 "the end of a channel moves by start(), multiprocessing.Process, a pool's "
                 "task or another channel, and cannot be copied in other ways",
             )
-        copy = DupFd(self._link.fd)
-        _departing[:] = [(by, end) for by, end in _departing if end is not self]
-        _departing.append((popen, self))
-        return _arrive_by_spawn, (copy, *facts)
+        copy = DupFd(self._end.link.fd)
+        _departures.depart(popen, self)
+        return _arrive_by_spawn, (copy, *self._end.facts())
 
     def _descriptor(self) -> int:
-        return self._link.fd
+        return self._end.link.fd
 
     def _moved(self, where: str) -> None:
-        self._gone = ChannelMoved(self._label, where)
-        self._let_go_of_copy()
-
-    def _let_go_of_copy(self) -> None:
-        """Close our descriptor without ending the connection, which lives on elsewhere."""
+        self._gone = ChannelMoved(self._end.label, where)
         with self._receiving:
-            self._link.close()
+            self._end.link.close()  # our copy; the connection lives on elsewhere
 
     def _lost_by_fork(self) -> ChannelClosed:
         if self._owner == os.getpid():
-            return ChannelMoved(self._label, "moved to the process that was started with it")
+            return ChannelMoved(self._end.label, "moved to the process that was started with it")
         return ChannelMoved(
-            self._label, f"stayed with process {self._owner}, from which this one was forked"
+            self._end.label, f"stayed with process {self._owner}, from which this one was forked"
         )
 
     def _ready(self) -> bool:
@@ -442,7 +364,7 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
         return [self.fileno()]
 
     def _carried(self) -> list[object]:
-        return [self._link]
+        return [self._end.link]
 
     def _before_fork(self) -> None:
         """Nothing to decide: the arguments of the new process say what travels."""
@@ -497,84 +419,23 @@ def channel(
         (None, None)
 
     """
-    left_codec = _codec.make(codec, send, recv)
-    right_codec = _codec.make(codec, recv, send)
+    codecs = _codec.make(codec, send, recv), _codec.make(codec, recv, send)
     here, there = Link.pair()
-    number = next(_numbers)
-    pid = os.getpid()
+    name = f"end of channel {next(_numbers)} of process {os.getpid()}"
     return (
-        Channel(here, left_codec, f"left end of channel {number} of process {pid}"),
-        Channel(there, right_codec, f"right end of channel {number} of process {pid}"),
+        Channel(End(here, codecs[0], f"left {name}")),
+        Channel(End(there, codecs[1], f"right {name}")),
     )
-
-
-# an end arrives in another process
 
 
 def _arrive(index: int, *facts: Any) -> Channel[Any, Any]:
     """Rebuild an end that came inside a parcel."""
-    return _adopt(_parcel.claim(index), *facts)
+    return Channel(End(Link.adopt(_parcel.claim(index)), *facts))
 
 
 def _arrive_by_spawn(copy: Any, *facts: Any) -> Channel[Any, Any]:
     """Rebuild an end that came as an argument of a spawned process."""
-    return _adopt(copy.detach(), *facts)
-
-
-def _adopt(
-    fd: int,
-    codec: Codec,
-    label: str,
-    peer_pid: int | None,
-    ended: EndOfChannel | None,
-    send_closed: bool,
-) -> Channel[Any, Any]:
-    end: Channel[Any, Any] = Channel(Link.adopt(fd), codec, label, peer_pid)
-    end._ended = ended
-    end._send_closed = send_closed
-    return end
-
-
-#: Ends that were pickled for a process that is being spawned, with its ``Popen``. Only
-#: when that has copied their descriptors may ours be closed, and it tells nobody.
-_departing: list[tuple[Any, Channel[Any, Any]]] = []
-
-
-def settle_departures() -> None:
-    """Let go of the ends whose new process has them by now."""
-    for departure in list(_departing):
-        popen, end = departure
-        if _platform.launched(popen):
-            with contextlib.suppress(ValueError):  # another thread was here first
-                _departing.remove(departure)
-                end._moved(f"moved to process {popen.pid}")
-
-
-# the goodbye at exit
-
-_open_ends: weakref.WeakSet[Channel[Any, Any]] = weakref.WeakSet()
-_registered_in: int | None = None
-
-
-def _say_goodbye_at_exit() -> None:
-    global _registered_in
-    if _registered_in is None:
-        util.register_after_fork(_open_ends, lambda _: _register())
-    if _registered_in != os.getpid():
-        _register()
-
-
-def _register() -> None:
-    """Have this process close its ends before it waits for its children, who may read them."""
-    global _registered_in
-    _registered_in = os.getpid()
-    _platform.call_at_exit(_close_all, 10)
-
-
-def _close_all() -> None:
-    for end in list(_open_ends):
-        if end._owner == os.getpid():
-            end.close()
+    return Channel(End(Link.adopt(copy.detach()), *facts))
 
 
 @contextlib.contextmanager
@@ -589,11 +450,3 @@ def _held(
         yield
     finally:
         lock.release()
-
-
-def _how_it_died(pid: int | None) -> str | None:
-    """Say how a child of ours ended, if it was one and nobody has asked before."""
-    if pid is None or pid == os.getpid():
-        return None
-    exitcode = _platform.exitcode_of_child(pid, _OBITUARY)
-    return None if exitcode is None else _platform.exit_reason(exitcode)

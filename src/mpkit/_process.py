@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self
 
 from typing_extensions import TypeVar
 
-from mpkit import _channel, _fork, _lifeline, _outcome, _pickling, _platform, _wait
+from mpkit import _departures, _fork, _lifeline, _outcome, _pickling, _platform, _wait
 from mpkit._errors import ResultTimeout, WorkerDied
 from mpkit._link import Link, LinkDown
 from mpkit._wait import Deadline
@@ -54,7 +54,7 @@ class Child:
             target=_main, args=(_lifeline.own(), main, args), name=name, daemon=False
         )
         self.process.start()
-        _channel.settle_departures()
+        _departures.settle()
         pid = self.process.pid
         assert pid is not None
         self.pid: int = pid
