@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 
+from mpkit import _fork
+
 
 class Bells:
     """The bells that hang in ``folder``, which need not exist."""
@@ -54,6 +56,11 @@ class Bells:
         if not self._has_process(name):
             self.take_down(name)
             return False
+        # Guarded: a child that is forked just now would keep the bell open for good.
+        with _fork.guard:
+            return self._strike(name)
+
+    def _strike(self, name: str) -> bool:
         # For reading too: if its owner closes it right now, then writing would raise
         # SIGPIPE, which kills a program that has set that to its default.
         try:
@@ -81,12 +88,13 @@ class Bells:
 
     def hangs(self, name: str) -> bool:
         """Tell whether somebody has the bell open, that is, hears it."""
-        try:
-            fd = os.open(self._path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:  # ENOENT: it was taken down. ENXIO: nobody reads it
-            return False
-        os.close(fd)
-        return True
+        with _fork.guard:
+            try:
+                fd = os.open(self._path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError:  # ENOENT: it was taken down. ENXIO: nobody reads it
+                return False
+            os.close(fd)
+            return True
 
     def remove(self) -> None:
         """Remove the folder if it is empty; nobody has the semaphore open any more."""

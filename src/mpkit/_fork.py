@@ -78,15 +78,19 @@ def _before() -> None:
 
 
 def _after_in_parent() -> None:
-    for thing in list(_known):
-        thing._after_fork_in_parent()
-    guard.release()
+    try:
+        for thing in list(_known):
+            thing._after_fork_in_parent()
+    finally:
+        guard.release()
 
 
 def _after_in_child() -> None:
-    for thing in list(_known):
-        thing._after_fork_in_child()
-    guard.release()
+    try:
+        for thing in list(_known):
+            thing._after_fork_in_child()
+    finally:
+        guard.release()
 
 
 #: Longer containers are not looked into: a fork must not take seconds to find a channel.

@@ -1,330 +1,22 @@
-"""Semaphore and limit(): at most so many at once, over processes, threads and tasks.
+"""limit(): a Semaphore that belongs to a place in the program, or to a name.
 
-How slots are kept is in `_slots`, how one waits for them in `_waiter`. Here is what they
-mean to a caller, and where a semaphore lies: in the folder of the family or of all named
-things, as ``sem-<key>``. Only that path travels between processes.
+The place is the *call site*: the code object and the instruction that calls. Every
+process that runs the same code finds the same one, so nothing has to be passed around.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import hashlib
-import inspect
-import math
-import os
-import secrets
 import sys
-import threading
-import weakref
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING
 
 from mpkit import _fork, _platform, _runtime, _wait
-from mpkit._errors import LimitTimeout, WouldDeadlock
+from mpkit._semaphore import Semaphore as Semaphore
+from mpkit._semaphore import check_slots, line, source
 from mpkit._signal import check_name
-from mpkit._slots import MOST_SLOTS, Slots, leave, use
-from mpkit._waiter import Waiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import CodeType, FrameType, TracebackType
-    from typing import Self
-
-    from mpkit._slots import Owner
-
-#: How multiprocessing calls a root process; its command line says more.
-_MAIN: Final = "MainProcess"
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a slot: ``pid``, the name of the ``process``, ``since`` when.
-
-    ``process`` is the name that multiprocessing gave it, or its command line. ``since``
-    is in seconds as by `time.time`; NaN if that is not known.
-    """
-
-    pid: int
-    process: str
-    since: float
-
-
-class Semaphore:
-    """So many slots, shared by processes, threads and asyncio tasks; a killed holder frees its own.
-
-    A drop-in for `multiprocessing.Semaphore` that can be pickled anywhere: as a process's
-    argument under every start method, into a pool's task, through a queue or a `Channel`.
-    Without a ``name`` it is one of its own, shared by those who got it from somebody;
-    with a name it is shared by all programs of this user that give the same name. To
-    share one without passing it around see `limit`.
-
-    It is a ``with`` block (also ``async with``) and a decorator for functions (``def``
-    and ``async def``), which holds a slot during each call. It is not re-entrant: who
-    acquires twice holds two slots.
-
-    *If a process dies*, by whatever signal, its slots are free at once, and those who
-    wait go on. A forked child does not hold what its parent holds. Who waits is served in
-    the order of arrival, but somebody who comes just when a slot becomes free may take
-    it, for some milliseconds at most.
-
-    Waiting costs nothing: it is one system call until something happens. Do not use it
-    for slots whose holders get stopped (SIGSTOP), as they keep them.
-
-    Args:
-        slots: how many may be held at once, 1 to 1,000,000.
-        name: letters, digits and ``_.:@+-``; None for one of its own.
-
-    Raises:
-        LimitMismatch: it is in use with another number of slots.
-        RuntimeDirectoryError: the directory in which processes meet cannot be used.
-
-    Example:
-        >>> import mpkit
-        >>> semaphore = mpkit.Semaphore(2)
-        >>> with semaphore:
-        ...     semaphore.available
-        1
-
-    """
-
-    _key: str
-    _place: str
-    _timeout: float | None
-    # Where it lies. For a call site that depends on the family, which a forked child of
-    # the fork server changes: then it is None until the next use.
-    _path: str | None
-    _slots: Slots | None
-
-    def __init__(self, slots: int, *, name: str | None = None) -> None:
-        _check_slots(slots)
-        if name is None:
-            key = secrets.token_hex(8)
-            frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-            place = f"Semaphore made at {_line(frame)}"
-            home = _runtime.family_home()
-        else:
-            check_name(name)
-            key, place, home = name, f"limit {name!r}", _runtime.named_home()
-        self._set_up(slots, key, place, None)
-        self._open(home.path)
-
-    @classmethod
-    def _at(
-        cls, folder: str | None, slots: int, key: str, place: str, timeout: float | None
-    ) -> Self:
-        """Return the one in ``folder``; also unpickles."""
-        semaphore = cls.__new__(cls)
-        semaphore._set_up(slots, key, place, timeout)
-        if folder is not None:
-            _runtime.hold(folder)
-            semaphore._open(folder)
-        return semaphore
-
-    def _set_up(self, slots: int, key: str, place: str, timeout: float | None) -> None:
-        self._count = slots
-        self._key = key
-        self._place = place
-        self._timeout = timeout
-        self._path = None
-        self._slots = None
-        self._done: weakref.finalize[Any, Any] | None = None
-
-    def _open(self, folder: str) -> Slots:
-        path = os.path.join(folder, f"sem-{self._key}")
-        with _fork.guard:
-            if self._slots is None or self._path != path:
-                opened = use(path, self._count, self._place)
-                if self._done is not None:
-                    self._done()
-                self._done = weakref.finalize(self, leave, path)
-                self._done.atexit = False
-                self._slots, self._path = opened, path
-            return self._slots
-
-    def _opened(self) -> Slots:
-        return self._slots or self._open(_runtime.family_home().path)
-
-    @property
-    def slots(self) -> int:
-        """How many slots there are, free or not."""
-        return self._count
-
-    @property
-    def available(self) -> int:
-        """How many slots are free at this moment, as the kernel knows."""
-        slots = self._opened()
-        return self._count - len(slots.foreign().keys() | slots.own())
-
-    @property
-    def key(self) -> str:
-        """What it is shared by: the name, or a hash of the call site."""
-        return self._key
-
-    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
-        """Take a slot; tell whether that worked.
-
-        Blocks while none is free, for ``timeout`` seconds at most. In a coroutine use
-        `acquire_async`: this would stop the event loop.
-
-        Args:
-            block: False only looks, and takes a slot if one is free.
-            timeout: seconds to wait; None waits for ever, 0 only looks.
-
-        Raises:
-            WouldDeadlock: this thread holds all slots, and would wait for ever.
-
-        """
-        slots = self._slots or self._opened()
-        owner = threading.get_ident()
-        if timeout is not None:
-            _wait.check_timeout(timeout)
-        if not block or timeout == 0:
-            return slots.take(owner)
-        if slots.take(owner, overtake=False):
-            return True
-        deadline = self._deadline(slots, owner, timeout)
-        with Waiter(slots, owner) as waiter:
-            while not waiter.served():
-                if deadline.passed():
-                    return False
-                _wait.poll(waiter.watched, _sooner(deadline.left(), waiter.patience))
-        return True
-
-    async def acquire_async(self, timeout: float | None = None) -> bool:
-        """Take a slot; tell whether that worked. As `acquire`, without blocking the event loop.
-
-        The slot belongs to the task. No thread is started. A task that is cancelled
-        while it waits takes nothing.
-
-        Args:
-            timeout: seconds to wait; None waits for ever, 0 only looks.
-
-        Raises:
-            WouldDeadlock: this task holds all slots, and would wait for ever.
-
-        """
-        slots = self._slots or self._opened()
-        owner = asyncio.current_task()
-        _wait.check_timeout(timeout)
-        if timeout == 0:
-            return slots.take(owner)
-        if slots.take(owner, overtake=False):
-            return True
-        deadline = self._deadline(slots, owner, timeout)
-        with Waiter(slots, owner) as waiter:
-            while not waiter.served():
-                if deadline.passed():
-                    return False
-                left = _sooner(deadline.left(), waiter.patience)
-                await _wait.readable(waiter.watched, left)
-        return True
-
-    def _deadline(self, slots: Slots, owner: Owner, timeout: float | None) -> _wait.Deadline:
-        if timeout is None and slots.holds(owner) == self._count:
-            raise WouldDeadlock(self._place, self._count)
-        return _wait.Deadline(timeout)
-
-    def release(self) -> None:
-        """Give a slot back, from any thread or task of the process that holds it. Never blocks.
-
-        Raises:
-            ValueError: this process holds none: it released too often, or another
-                process (its parent, say) is the holder.
-
-        """
-        slots = self._slots or self._opened()
-        owner: Owner = threading.get_ident()
-        if not slots.holds(owner):
-            owner = _current_task()
-        self._give(slots, owner)
-
-    def _give(self, slots: Slots, owner: Owner) -> None:
-        if not slots.give(owner):
-            raise ValueError(
-                f"process {os.getpid()} released {self._place} without holding a slot of it"
-            )
-
-    def __enter__(self) -> Self:
-        if not self.acquire(True, self._timeout):
-            raise self._too_late()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._give(self._slots or self._opened(), threading.get_ident())
-
-    async def __aenter__(self) -> Self:
-        if not await self.acquire_async(self._timeout):
-            raise self._too_late()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._give(self._slots or self._opened(), asyncio.current_task())
-
-    def _too_late(self) -> LimitTimeout:
-        return LimitTimeout(self._place, self._count, self._timeout or 0.0)
-
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Decorate ``function``: each call of it holds a slot.
-
-        Raises:
-            TypeError: it is a generator function, whose body runs after the call.
-
-        """
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(f"{function!r} is a generator: use the limit inside it, with `with`")
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-                async with self:
-                    return await function(*args, **kwargs)
-
-            return cast("Callable[P, R]", call_async)
-
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with self:
-                return function(*args, **kwargs)
-
-        return call
-
-    def holders(self) -> list[Holder]:
-        """Return who holds slots at this moment, an entry for each slot, as the kernel knows."""
-        slots = self._opened()
-        holds = slots.foreign() | dict.fromkeys(slots.own(), os.getpid())
-        return [_holder(pid, *slots.note(slot)) for slot, pid in sorted(holds.items())]
-
-    def __reduce__(self) -> tuple[Callable[..., Semaphore], tuple[object, ...]]:
-        folder = os.path.dirname(self._opened().path)
-        return Semaphore._at, (folder, self._count, self._key, self._place, self._timeout)
-
-    def __repr__(self) -> str:
-        return f"<{self._place}: {self.available} of {self._count} slots free>"
-
-    def _before_fork(self) -> None:
-        """Nothing to decide."""
-
-    def _after_fork_in_parent(self) -> None:
-        """Nothing to let go of."""
-
-    def _after_fork_in_child(self) -> None:
-        # Only call sites are told of a fork. The child may belong to another family, and
-        # learns of it after this; what it uses until now is left when it finds another.
-        self._slots = None
+    from types import CodeType, FrameType
 
 
 def limit(slots: int, *, name: str | None = None, timeout: float | None = None) -> Semaphore:
@@ -372,7 +64,7 @@ _sites: dict[tuple[object, ...], tuple[Semaphore, CodeType]] = {}
 
 
 def _make(slots: int, name: str | None, timeout: float | None, frame: FrameType) -> Semaphore:
-    _check_slots(slots)
+    check_slots(slots)
     _wait.check_timeout(timeout)
     folder: str | None
     if name is not None:
@@ -381,7 +73,7 @@ def _make(slots: int, name: str | None, timeout: float | None, frame: FrameType)
     else:
         imported = _platform.main_is_being_imported()
         folder = None if imported else _runtime.family_home().path
-        key, place = _site_key(frame), f"limit at {_line(frame)}"
+        key, place = _site_key(frame), f"limit at {line(frame)}"
     semaphore = Semaphore._at(folder, slots, key, place, timeout)  # pyright: ignore[reportPrivateUsage]
     if name is None:
         with _fork.guard:
@@ -392,53 +84,8 @@ def _make(slots: int, name: str | None, timeout: float | None, frame: FrameType)
 def _site_key(frame: FrameType) -> str:
     """Return what identifies a call in the code, in every process that runs this code."""
     code = frame.f_code
-    facts = [_source(code), code.co_qualname, str(code.co_firstlineno), str(frame.f_lasti)]
+    facts = [source(code), code.co_qualname, str(code.co_firstlineno), str(frame.f_lasti)]
     digest = hashlib.blake2b("\0".join(facts).encode(), digest_size=10, person=b"mpkit limit")
     if code.co_filename.startswith("<"):  # "<string>" and such: there may be several
         digest.update(code.co_code)
     return digest.hexdigest()
-
-
-def _source(code: CodeType) -> str:
-    """Return the path of the code's file.
-
-    A script that was started by a relative path is known by that in the first process,
-    and by an absolute one in those that it spawns; and it may have changed directory.
-    """
-    if code.co_filename.startswith("<"):
-        return code.co_filename
-    return os.path.normpath(os.path.join(_platform.start_directory(), code.co_filename))
-
-
-def _line(frame: FrameType) -> str:
-    """Name a line of the program for humans."""
-    source, start = _source(frame.f_code), os.path.join(_platform.start_directory(), "")
-    return f"{source.removeprefix(start)}:{frame.f_lineno}"
-
-
-def _check_slots(slots: object) -> None:
-    if isinstance(slots, bool) or not isinstance(slots, int):
-        raise TypeError(f"the number of slots is an int, not {slots!r}")
-    if not 1 <= slots <= MOST_SLOTS:
-        raise ValueError(f"the number of slots is 1 to {MOST_SLOTS:,}, not {slots!r}")
-
-
-def _holder(pid: int, noted_pid: int, since: float, name: str) -> Holder:
-    if pid != noted_pid:  # taken or given up right now, or beyond those that are noted
-        return Holder(pid, _platform.process_name(pid), math.nan)
-    if name == _MAIN:
-        name = _platform.process_name(pid)
-    return Holder(pid, name, since)
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
-        return None
-
-
-def _sooner(left: float | None, patience: float | None) -> float | None:
-    if left is None or patience is None:
-        return patience if left is None else left
-    return min(left, patience)

@@ -11,22 +11,14 @@ that deals with them:
 * A forked child has the descriptor but no lock. It takes the USE lock anew, and holds
   nothing (`_after_fork_in_child`).
 
-Besides its slots the file has two more bytes to lock: USE is shared by all who have the
-file open, so that who gets it exclusively is alone and may lay the file out, or remove
-it. JOIN is held for the moment in which a waiter joins the queue (see `_queue`).
-
-The file's content is mapped: how many slots, whether somebody waits, and who holds
-each slot since when. The last is a note for `Slots.notes` only, the truth is the lock.
+How the file is laid out and opened is in `_slotfile`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import mmap
 import multiprocessing
 import os
-import struct
 import threading
 import time
 from collections.abc import Hashable
@@ -35,6 +27,24 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from mpkit import _fork, _platform, _runtime
 from mpkit._bells import Bells, name_for, ticket_and_owner
 from mpkit._errors import LimitMismatch
+from mpkit._slotfile import (
+    FIRST,
+    FIRST_AT,
+    HEADER,
+    HUNGRY,
+    JOIN,
+    NOBODY,
+    NOTE,
+    NOTED,
+    NOTES_AT,
+    SOMEBODY,
+    TICKET,
+    TICKET_AT,
+    USE,
+    WAITED_FOR,
+    lock_soon,
+    open_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -44,31 +54,6 @@ Owner: TypeAlias = Hashable
 
 #: The most slots that a semaphore can have: each process keeps a list of them.
 MOST_SLOTS: Final = 1_000_000
-
-# Locks lie beside the content, not on it: a slot's is at its number.
-_USE: Final = 1 << 30
-_JOIN: Final = _USE + 1
-
-# magic, slots, last ticket, whether somebody waits, place, ticket and pid of who is first;
-# then the notes: pid, since when, process name.
-_MAGIC: Final = b"mpkit\0s1"
-_HEADER: Final = struct.Struct("<8sQQB7x208s16x")
-_PLACE_SIZE: Final = 208
-_TICKET: Final = struct.Struct("<Q")
-_TICKET_AT: Final = 16
-_WAITED_FOR: Final = 24
-_FIRST: Final = struct.Struct("<Qq")
-_FIRST_AT: Final = 240
-_NOTE: Final = struct.Struct("<qd48s")
-_NOTES_AT: Final = 256
-#: Beyond these many slots nobody notes who holds one: the file would grow too large.
-_NOTED: Final = 1024
-
-# Whether somebody waits, at _WAITED_FOR.
-NOBODY: Final = 0
-SOMEBODY: Final = 1
-#: Somebody waits and was overtaken for too long: who comes now has to queue up as well.
-HUNGRY: Final = 2
 
 
 class Slots:
@@ -90,7 +75,7 @@ class Slots:
         self._free: list[int] = []
         self._held: dict[Owner, list[int]] = {}
         self._start_over()
-        self._fd, self._map = _open(path, slots, place)
+        self._fd, self._map = open_file(path, slots, place)
 
     def _start_over(self) -> None:
         self._free = list(range(self.slots - 1, -1, -1))
@@ -109,7 +94,7 @@ class Slots:
         with self._mutex:
             if self._stale:
                 self._refresh()
-            if not overtake and self._map[_WAITED_FOR] == HUNGRY:
+            if not overtake and self._map[WAITED_FOR] == HUNGRY:
                 return False
             slot = self._lock_one()
             if slot is None:
@@ -168,7 +153,7 @@ class Slots:
         try:
             _platform.unlock_byte(self._fd, slot)
             self._free.append(slot)
-            if self._map[_WAITED_FOR]:
+            if self._map[WAITED_FOR]:
                 self.ring()
         except BaseException:  # Ctrl-C in the middle: once more, all of it can be repeated
             _platform.unlock_byte(self._fd, slot)
@@ -181,13 +166,13 @@ class Slots:
         """Have the first one who waits look for a free slot."""
         # If the one who said that he is first still stands, he is: nobody joins before
         # him. If he died, it makes no difference whether he is rung (see `_waiter`).
-        first = name_for(*_FIRST.unpack_from(self._map, _FIRST_AT))
+        first = name_for(*FIRST.unpack_from(self._map, FIRST_AT))
         if not (self.bells.ring_one(first) or self.bells.ring()):
             # Nobody waits: say so, unless somebody joins the queue just now. Having the
             # JOIN lock we know that nobody is about to hang up a bell that we cannot see.
             with self.joining(block=False) as ours:
                 if ours and not self.bells.names():
-                    self._map[_WAITED_FOR] = NOBODY
+                    self._map[WAITED_FOR] = NOBODY
 
     def holds(self, owner: Owner) -> int:
         """Return how many slots ``owner`` holds."""
@@ -196,28 +181,28 @@ class Slots:
     def next_ticket(self) -> int:
         """Return the place in the queue of one who is `joining`, and say that he waits."""
         # The clock is for a file that was laid out anew while some still queue.
-        last: int = _TICKET.unpack_from(self._map, _TICKET_AT)[0]
+        last: int = TICKET.unpack_from(self._map, TICKET_AT)[0]
         ticket = max(last + 1, time.monotonic_ns())
-        _TICKET.pack_into(self._map, _TICKET_AT, ticket)
+        TICKET.pack_into(self._map, TICKET_AT, ticket)
         # Taken back under JOIN only, when no bell hangs: so while his bell hangs, whoever
         # releases a slot reads it. (His failing to lock a slot and the other's unlocking it
         # take the same lock inside the kernel, which orders this write and that read.)
-        if self._map[_WAITED_FOR] == NOBODY:
-            self._map[_WAITED_FOR] = SOMEBODY
+        if self._map[WAITED_FOR] == NOBODY:
+            self._map[WAITED_FOR] = SOMEBODY
         return ticket
 
     def lead(self, name: str) -> None:
         """Note whose bell is the first, to save who releases a slot from reading the queue."""
         with self._mutex:
             self._refresh()
-            _FIRST.pack_into(self._map, _FIRST_AT, *ticket_and_owner(name))
+            FIRST.pack_into(self._map, FIRST_AT, *ticket_and_owner(name))
 
     def nobody_after(self, name: str) -> bool:
         """Tell whether that bell, which was taken down just now, was the last one."""
         with self._mutex:
             if self._stale:
                 return False
-            last: int = _TICKET.unpack_from(self._map, _TICKET_AT)[0]
+            last: int = TICKET.unpack_from(self._map, TICKET_AT)[0]
             return last == ticket_and_owner(name)[0]
 
     @contextlib.contextmanager
@@ -225,12 +210,12 @@ class Slots:
         """Hold the JOIN lock: nobody else, of any process, joins the queue meanwhile."""
         with self._mutex:
             self._refresh()
-            ours = _lock(self._fd, _JOIN) if block else _platform.lock_byte(self._fd, _JOIN)
+            ours = lock_soon(self._fd, JOIN) if block else _platform.lock_byte(self._fd, JOIN)
             try:
                 yield ours
             finally:
                 if ours:
-                    _platform.unlock_byte(self._fd, _JOIN)
+                    _platform.unlock_byte(self._fd, JOIN)
 
     def hunger(self, *, over: bool = False) -> None:
         """Say that the first one who waits is overtaken for too long, or that it is ``over``.
@@ -239,7 +224,7 @@ class Slots:
         """
         with self._mutex:
             if not self._stale:
-                self._map[_WAITED_FOR] = SOMEBODY if over else HUNGRY
+                self._map[WAITED_FOR] = SOMEBODY if over else HUNGRY
 
     def all_held(self) -> set[int] | None:
         """Return the pids of the *other* processes that hold slots; None if one is free."""
@@ -275,18 +260,18 @@ class Slots:
 
     def note(self, slot: int) -> tuple[int, float, str]:
         """Return who noted to hold ``slot`` last: pid, since when, process name."""
-        if slot >= _NOTED:
+        if slot >= NOTED:
             return 0, 0.0, ""
         with self._mutex:
             self._refresh()
-            pid, since, name = _NOTE.unpack_from(self._map, _NOTES_AT + slot * _NOTE.size)
+            pid, since, name = NOTE.unpack_from(self._map, NOTES_AT + slot * NOTE.size)
         return pid, since, name.rstrip(b"\0").decode(errors="replace")
 
     def _note(self, slot: int) -> None:
-        if slot < _NOTED:
+        if slot < NOTED:
             name = self._name or self._learn_name()
-            at = _NOTES_AT + slot * _NOTE.size
-            _NOTE.pack_into(self._map, at, self._pid, time.time(), name)
+            at = NOTES_AT + slot * NOTE.size
+            NOTE.pack_into(self._map, at, self._pid, time.time(), name)
 
     def _learn_name(self) -> bytes:
         self._name = multiprocessing.current_process().name.encode()[:48]
@@ -298,7 +283,7 @@ class Slots:
             with _fork.guard:
                 # Closed first: if it is the same file, that would drop the new locks.
                 self.close()
-                self._fd, self._map = _open(self.path, self.slots, self.place)
+                self._fd, self._map = open_file(self.path, self.slots, self.place)
                 self._stale = False
 
     def close(self, *, remove: bool = False) -> None:
@@ -309,7 +294,7 @@ class Slots:
             return
         # Alone: nobody holds a slot or waits. So a file made anew, by a Semaphore that
         # still travels as a pickle, has lost nothing.
-        if remove and _platform.lock_byte(fd, _USE) and _runtime.leads_to(self.path, fd):
+        if remove and _platform.lock_byte(fd, USE) and _runtime.leads_to(self.path, fd):
             self.bells.remove()
             os.unlink(self.path)
         self._map.close()  # this closes a descriptor too, and with it drops the locks
@@ -331,63 +316,8 @@ class Slots:
         self.bells.own.clear()
         # Were our parent killed before this, somebody might have been alone with the file,
         # and have removed it or laid it out for himself. Then the next `take` goes there.
-        ours = self._fd >= 0 and _platform.lock_byte(self._fd, _USE, shared=True)
-        self._stale = not ours or _HEADER.unpack_from(self._map)[1] != self.slots
-
-
-def _open(path: str, slots: int, place: str) -> tuple[int, mmap.mmap]:
-    """Open the file at ``path``, or lay it out; return its descriptor and its content."""
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise _runtime.unusable(path, error) from error
-        try:
-            content = _enter(fd, path, slots, place)
-        except BaseException:
-            os.close(fd)
-            raise
-        if content is not None:
-            return fd, content
-        os.close(fd)
-
-
-def _enter(fd: int, path: str, slots: int, place: str) -> mmap.mmap | None:
-    """Share the USE lock and map the content; None if the file is not the right one any more."""
-    size = _NOTES_AT + min(slots, _NOTED) * _NOTE.size
-    if _platform.lock_byte(fd, _USE):
-        # Written, not just made long: a mapped page for which the disk has no room is SIGBUS.
-        # The magic comes last, in case we are killed here.
-        try:
-            os.ftruncate(fd, size)
-            os.pwrite(fd, bytes(size), 0)
-            os.pwrite(fd, _HEADER.pack(_MAGIC, slots, 0, NOBODY, place.encode()[:_PLACE_SIZE]), 0)
-        except OSError as error:
-            raise _runtime.unusable(path, error) from error
-        _platform.lock_byte(fd, _USE, shared=True)
-    else:
-        _lock(fd, _USE, shared=True)  # who has it exclusively lays the file out just now
-    if not _runtime.leads_to(path, fd):
-        return None
-    header = os.pread(fd, _HEADER.size, 0)
-    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-        return None  # he who laid it out was killed in the middle
-    existing = _HEADER.unpack(header)[1]
-    if existing != slots:
-        raise LimitMismatch(place, slots, existing)
-    return mmap.mmap(fd, size)
-
-
-def _lock(fd: int, offset: int, *, shared: bool = False) -> bool:
-    """Wait for a lock that others hold for a few system calls only."""
-    while True:
-        try:
-            return _platform.lock_byte(fd, offset, shared=shared, block=True)
-        except OSError as error:
-            # The kernel sees processes, not threads: two that wait for each other's lock
-            # in different threads are no deadlock, and over at once.
-            if error.errno != errno.EDEADLK:
-                raise
+        ours = self._fd >= 0 and _platform.lock_byte(self._fd, USE, shared=True)
+        self._stale = not ours or HEADER.unpack_from(self._map)[1] != self.slots
 
 
 #: By path; under `_fork.guard`.

@@ -96,7 +96,8 @@ class Waiter:
         return False
 
     def _join(self) -> None:
-        with _fork.guard, self._slots.joining():
+        # In this order, as everywhere: a mutex of slots first, then the guard.
+        with self._slots.joining(), _fork.guard:
             _fork.know(self)
             # Ours before it is there: a bell whose owner does not know of it would keep
             # all behind it waiting for as long as this process lives.
@@ -149,14 +150,16 @@ class Waiter:
             os.close(self._pidfds.pop(pid))  # it died; the pid may belong to another one now
             fd = None
         if fd is None:
-            try:
-                fd = _platform.open_pidfd(pid) if pid > 0 else None
-            except ProcessLookupError:
-                return False
+            with _fork.guard:  # or a child could be born with it that does not know of it
+                try:
+                    fd = _platform.open_pidfd(pid) if pid > 0 else None
+                except ProcessLookupError:
+                    return False
+                if fd is not None:
+                    self._pidfds[pid] = fd
             if fd is None:  # the system, or another container's process: look again
                 self.patience = _wait.LOOK_AGAIN
                 return True
-            self._pidfds[pid] = fd
             if _wait.poll((fd,), 0):
                 return False
         self.watched.append(fd)

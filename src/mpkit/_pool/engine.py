@@ -1,41 +1,47 @@
 """The pool's processes, and the one thread that runs them.
 
-The supervisor thread owns everything here: the schedule, the workers, the tasks that
-are not settled. Other threads only append to its inbox and wake it. It waits, in one
-poll and without a timeout unless a task has one, for that wake-up, for what workers
-report, and for their deaths; turns these into events of the `Schedule`; and performs
-the actions that the schedule decides on.
+The supervisor thread owns everything here: the schedule, the workers, the ledger of
+tasks that are not settled. Other threads only append to its inbox and wake it. It
+waits, in one poll and without a timeout unless a task has one, for that wake-up, for
+what workers report, and for their deaths; turns these into events of the `Schedule`;
+and performs the actions that the schedule decides on.
 
-Each worker has two links of its own. The parent keeps a copy of the reading end of the
-worker's *inbox*: a packet is either still in it, and can be taken back at once, or the
-worker has it. No lock is shared between processes, so no dead one can hold any.
+No lock is shared between processes, so no dead one can hold any.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
+import functools
 import itertools
 import os
 import selectors
 import signal
 import threading
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from mpkit import _fork, _outcome, _parcel, _platform, _wait
+from mpkit import _fork, _outcome, _parcel
 from mpkit._errors import PoolClosed, TaskTimeout, WorkerDied, WorkerInitError
-from mpkit._link import Link, LinkDown, discard
-from mpkit._pool import wire, worker
-from mpkit._pool.schedule import Abandon, Lose, Retire, Schedule, Send, Spawn, TakeBack
+from mpkit._pool import wire
+from mpkit._pool.crew import Worker
+from mpkit._pool.ledger import Ledger
+from mpkit._pool.schedule import (
+    MOST_START_FAILURES,
+    Abandon,
+    Lose,
+    Retire,
+    Schedule,
+    Send,
+    Spawn,
+    TakeBack,
+)
 from mpkit._pool.stats import Recorder
-from mpkit._pool.task import report_callback
-from mpkit._process import GRACE, Child
+from mpkit._process import GRACE
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from multiprocessing.context import BaseContext
 
     from mpkit._parcel import Parcel
@@ -43,40 +49,6 @@ if TYPE_CHECKING:
     from mpkit._pool.schedule import Action
     from mpkit._pool.task import Task
     from mpkit._process import Call
-
-#: How many reports of one worker to read before looking at the others (arbitrary).
-REPORTS_AT_A_TIME = 64
-
-NOW = Deadline(0)
-
-
-class _Pending:
-    """A task that is not settled, and what is needed to run it, perhaps again."""
-
-    __slots__ = ("deadline", "parcel", "retries", "task", "timed_out", "worker")
-
-    def __init__(self, task: Task[Any], parcel: Parcel) -> None:
-        self.task = task
-        self.parcel = parcel
-        self.retries = task.options.retries
-        self.worker: int | None = None
-        self.timed_out = False
-        self.deadline: float | None = None
-
-
-class _Worker:
-    """A worker's process and our ends of its links."""
-
-    def __init__(self, inbox: Link, inbox_reader: Link, outbox: Link, child: Child) -> None:
-        self.inbox = inbox
-        self.inbox_reader = inbox_reader
-        self.outbox = outbox
-        self.child = child
-        self.retiring = False
-
-    def close(self) -> None:
-        for link in (self.inbox, self.inbox_reader, self.outbox):
-            link.close()
 
 
 class Engine:
@@ -97,11 +69,9 @@ class Engine:
         self._init = init
         self._memory_limit = memory_limit
         self._schedule = Schedule(workers, tasks_per_worker)
-        self._running: dict[int, _Worker] = {}
+        self._crew: dict[int, Worker] = {}
         self._numbers = itertools.count()
-        self._pending: dict[int, _Pending] = {}
-        #: (when, task) of those with a timeout that were sent; a heap.
-        self._deadlines: list[tuple[float, int]] = []
+        self._ledger = Ledger()
         self._init_error: BaseException | None = None
         self._closed_because: str | None = None
         self._inbox: deque[Callable[[], None]] = deque()
@@ -114,7 +84,6 @@ class Engine:
         self._selector = selectors.DefaultSelector()
         with _fork.guard:
             self._wake_reader, self._wake_writer = os.pipe()
-            os.set_blocking(self._wake_reader, False)
             _fork.know(self)
         self._selector.register(self._wake_reader, selectors.EVENT_READ, self._woke)
         # The first workers start here: a fork is safest while there are few threads.
@@ -141,14 +110,13 @@ class Engine:
         parcel = _parcel.pack((call.fn, call.args, call.kwargs), f"{call.what}(...)")
         parcel.own()
         parcel.depart(f"moved to the worker that runs {task.name}")
-        pending = _Pending(task, parcel)
-        self._tell(lambda: self._submitted(pending))
+        self._tell(lambda: self._submitted(task, parcel))
 
     def close(self) -> None:
         """Take no more tasks; the workers leave when all are done."""
         if self._closed_because is None:
             self._closed_because = "it was closed"
-            self._tell(self._schedule.close)
+            self._tell(lambda: self._schedule.close())
 
     def terminate(self) -> None:
         """Take no more tasks, cancel those that wait, kill the workers. Does not wait."""
@@ -163,8 +131,7 @@ class Engine:
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks that were not sent to a worker yet."""
-        for pending in list(self._pending.values()):
-            pending.task.cancel()
+        self._ledger.cancel_waiting()
 
     def is_own_thread(self) -> bool:
         """Tell whether the calling thread is one that `join` would wait for."""
@@ -193,18 +160,21 @@ class Engine:
         """Settle what was submitted when it was too late. Holds _ending."""
         while self._inbox:
             self._inbox.popleft()()
-        self._settle_all("was stopped with its pool")
+        self._ledger.settle_all("was stopped with its pool")
+        self._woken = False
 
     # the supervisor thread
 
     def _supervise(self) -> None:
         try:
             while not self._schedule.over:
-                for key, _ in self._selector.select(self._next_deadline()):
+                for key, _ in self._selector.select(self._ledger.next_deadline()):
                     key.data()
                 while self._inbox:
                     self._inbox.popleft()()
-                self._expire()
+                for entry in self._ledger.expired():
+                    assert entry.worker is not None
+                    self._crew[entry.worker].child.signal(signal.SIGKILL)
                 self._act()
         finally:
             # Reached by an error only if mpkit has a bug: then nobody must wait for ever.
@@ -220,17 +190,19 @@ class Engine:
         os.read(self._wake_reader, 512)
         self._woken = False
 
-    def _submitted(self, pending: _Pending) -> None:
-        task = pending.task
+    def _submitted(self, task: Task[Any], parcel: Parcel) -> None:
         self.recorder.submitted += 1
-        self._pending[task.number] = pending
+        self._ledger.add(task, parcel)
+        self._queue(task)
+
+    def _queue(self, task: Task[Any]) -> None:
         options = task.options
         alone = options.timeout is not None
         self._schedule.submitted(task.number, priority=options.priority, alone=alone)
 
     def _terminate(self) -> None:
         self._stop_workers()
-        self._settle_all("was stopped with its pool")
+        self._ledger.settle_all("was stopped with its pool")
         self._schedule = Schedule(0)
         self._schedule.close()
 
@@ -238,139 +210,94 @@ class Engine:
 
     def _read_reports(self, number: int) -> None:
         """Take in what a worker has reported."""
-        if number not in self._running:  # it ended in the same round
+        worker = self._crew.get(number)
+        if worker is None:  # it ended in the same round
             return
-        outbox = self._running[number].outbox
-        for _ in range(REPORTS_AT_A_TIME):
-            try:
-                packet = outbox.receive(NOW)
-            except LinkDown:
-                # It closed its end. Its death, which we watch, will tell us more.
-                self._selector.unregister(outbox.fd)
-                outbox.close()
-                return
-            if packet is None:
-                return
-            self._reported(number, *packet)
-
-    def _reported(self, number: int, data: bytes, fds: list[int]) -> None:
-        message = wire.decode_for_parent(data)
-        if isinstance(message, wire.Done):
-            self._done(number, message, fds)
-        elif isinstance(message, wire.Ready):
-            self._schedule.started(number)
-        else:
-            self._init_error = _outcome.unpack_error(message.error, fds)
+        fd = worker.outbox.fd
+        for message, fds in worker.reports():
+            match message:
+                case wire.Done():
+                    self._done(number, message, fds)
+                case wire.Ready():
+                    self._schedule.started(number)
+                case wire.InitFailed(error):
+                    self._init_error = _outcome.unpack_error(error, fds)
+        if worker.outbox.closed:  # its death, which we watch, will tell us more
+            self._selector.unregister(fd)
 
     def _done(self, number: int, done: wire.Done, fds: list[int]) -> None:
-        pid = self._running[number].child.pid
-        pending = self._pending[done.task]
-        name = pending.task.name
+        worker = self._crew[number]
+        worker.reported(done.task)
+        name = self._ledger[done.task].task.name
         failed = done.outcome[:1] == _outcome.FAILED
         self._schedule.finished(number, done.task, done.ended - done.began)
-        self.recorder.task_ended(pid, name, done.began, done.ended, failed)
+        self.recorder.task_ended(worker.pid, name, done.began, done.ended, failed)
         if self._memory_limit is not None and done.resident > self._memory_limit:
-            self._perform_all(self._schedule.retire(number))
-        error: BaseException | None = None
-        value: Any = None
+            self._perform(self._schedule.retire(number))
         if failed:
-            error = _outcome.unpack_error(done.outcome[1:], fds)
-        else:
-            try:
-                value = _outcome.unpack_result(name, done.outcome[1:], fds)
-            except BaseException as raised:  # noqa: BLE001  unpickling is user code
-                error = raised
-        if error is None:
-            self._settle(done.task, value, None)
-        else:
+            self._failed(done.task, _outcome.unpack_error(done.outcome[1:], fds))
+            return
+        try:
+            value = _outcome.unpack_result(name, done.outcome[1:], fds)
+        except BaseException as error:  # noqa: BLE001  unpickling is user code
             self._failed(done.task, error)
+        else:
+            self._ledger.settle(done.task, value, None)
 
-    def _worker_ended(self, number: int) -> None:
+    def _ended(self, number: int) -> None:
         """A worker's process has ended: take in its last words, and what it left unread."""
-        ended = self._running[number]
-        ended.child.join(None)
-        while not ended.outbox.closed and _wait.poll([ended.outbox.fd], 0):
+        worker = self._crew[number]
+        worker.child.join(None)
+        while worker.has_reports():
             self._read_reports(number)
-        self._take_back(number)
-        reason = _platform.exit_reason(ended.child.exitcode)
-        self.recorder.worker_ended(ended.child.pid, reason, ended.retiring)
-        if not ended.outbox.closed:
-            self._selector.unregister(ended.outbox.fd)
-        self._selector.unregister(ended.child.sentinel)
+        self._schedule.returned(number, worker.take_back())
         self._schedule.died(number)
-        ended.close()
-        # Its tasks' errors name the process, so it is forgotten after they are settled.
+        self._unwatch(worker)
+        self.recorder.worker_ended(worker.pid, worker.ended, worker.retiring)
+        # The errors of what it ran name its process, so they are made before it is gone.
         self._act()
-        del self._running[number]
+        del self._crew[number]
+        worker.close()
 
-    def _take_back(self, number: int) -> None:
-        """Read what a worker has not, from our copy of its inbox."""
-        returned: list[int] = []
-        while True:
-            try:
-                packet = self._running[number].inbox_reader.receive(NOW)
-            except LinkDown:
-                break
-            if packet is None:
-                break
-            data, fds = packet
-            discard(fds)
-            message = wire.decode_for_worker(data)
-            if isinstance(message, wire.Run):
-                returned += [load.task for load in message.loads]
-        self._schedule.returned(number, returned)
+    def _unwatch(self, worker: Worker) -> None:
+        self._selector.unregister(worker.child.sentinel)
+        if not worker.outbox.closed:
+            self._selector.unregister(worker.outbox.fd)
 
     # what the schedule decides
 
     def _act(self) -> None:
-        self._perform_all(self._schedule.decide())
+        self._perform(self._schedule.decide())
 
-    def _perform_all(self, actions: Any) -> None:
+    def _perform(self, actions: Iterable[Action]) -> None:
         for action in actions:
-            self._perform(action)
-
-    def _perform(self, action: Action) -> None:
-        match action:
-            case Send(number, tasks):
-                self._send(number, tasks)
-            case Spawn():
-                self._spawn()
-            case TakeBack(number):
-                self._take_back(number)
-            case Retire(number):
-                self._running[number].retiring = True
-                with contextlib.suppress(LinkDown):
-                    self._running[number].inbox.send(wire.encode_leave(), [], NOW)
-            case Lose(task, number):
-                self._lost(task, number)
-            case Abandon(task):
-                why = str(self._init_error) if self._init_error else "they ended at once"
-                error = WorkerInitError(3, why)
-                error.__cause__ = self._init_error
-                self._settle(task, None, error)
+            match action:
+                case Send(number, tasks):
+                    self._send(number, tasks)
+                case Spawn():
+                    self._spawn()
+                case TakeBack(number):
+                    self._schedule.returned(number, self._crew[number].take_back())
+                case Retire(number):
+                    self._crew[number].retire()
+                case Lose(task, number):
+                    self._lost(task, self._crew[number])
+                case Abandon(task):
+                    self._abandoned(task)
 
     def _spawn(self) -> None:
-        inbox, inbox_reader = Link.pair()
-        outbox, outbox_writer = Link.pair()
-        kept_reader = Link.adopt(os.dup(inbox_reader.fd))
-        args = (inbox_reader, outbox_writer, self._init, self._memory_limit is not None)
+        report_memory = self._memory_limit is not None
         try:
-            child = Child(worker.main, args, self._context)
+            worker = Worker(self._context, self._init, report_memory=report_memory)
         except OSError:
-            for link in (inbox, kept_reader, outbox):
-                link.close()
             self._schedule.spawn_failed()
             return
-        finally:
-            inbox_reader.close()
-            outbox_writer.close()
         number = next(self._numbers)
-        self._running[number] = _Worker(inbox, kept_reader, outbox, child)
-        self._selector.register(outbox.fd, selectors.EVENT_READ, lambda: self._read_reports(number))
-        self._selector.register(
-            child.sentinel, selectors.EVENT_READ, lambda: self._worker_ended(number)
-        )
-        self.recorder.worker_started(child.pid)
+        self._crew[number] = worker
+        watch = functools.partial(self._selector.register, events=selectors.EVENT_READ)
+        watch(worker.outbox.fd, data=functools.partial(self._read_reports, number))
+        watch(worker.child.sentinel, data=functools.partial(self._ended, number))
+        self.recorder.worker_started(worker.pid)
         self._schedule.spawned(number)
 
     def _send(self, number: int, tasks: list[int]) -> None:
@@ -378,127 +305,72 @@ class Engine:
         loads: list[wire.Load] = []
         room = wire.ROOM
         for task in tasks:
-            pending = self._pending[task]
-            if not pending.task.running() and not pending.task.set_running_or_notify_cancel():
+            if not self._ledger.begin(task):
                 self._schedule.withdrawn(number, task)
-                self._forget(task)
                 continue
-            parcel = pending.parcel
-            data, fds = parcel.seal()
+            data, fds = self._ledger[task].parcel.seal()
             if fds or len(data) + wire.PER_LOAD > room:
-                self._flush(number, loads)
+                self._flush(number, loads, [])
                 loads, room = [], wire.ROOM
             loads.append(wire.Load(task, data))
             room -= len(data) + wire.PER_LOAD
-            if fds:
+            if fds:  # whose they are is clear only if it is alone
                 self._flush(number, loads, fds)
                 loads, room = [], wire.ROOM
-            self._start_clock(pending, number)
-        self._flush(number, loads)
+        self._flush(number, loads, [])
 
-    def _flush(self, number: int, loads: list[wire.Load], fds: list[int] | None = None) -> None:
+    def _flush(self, number: int, loads: list[wire.Load], fds: list[int]) -> None:
         if not loads:
             return
-        sent = False
-        with contextlib.suppress(LinkDown):  # its death will be told by the sentinel
-            sent = self._running[number].inbox.send(wire.encode_run(loads), fds or [], NOW)
-        if not sent:
-            self._schedule.returned(number, [load.task for load in loads])
-
-    def _start_clock(self, pending: _Pending, number: int) -> None:
-        pending.worker = number
-        timeout = pending.task.options.timeout
-        if timeout is not None:
-            pending.deadline = time.monotonic() + timeout
-            heapq.heappush(self._deadlines, (pending.deadline, pending.task.number))
+        worker = self._crew[number]
+        tasks = [load.task for load in loads]
+        if not worker.send(loads, fds):
+            self._schedule.returned(number, tasks)
+            return
+        for task in tasks:
+            self._ledger.sent(task, number, worker.pid)
 
     # how tasks end
 
-    def _lost(self, task: int, number: int) -> None:
-        pending = self._pending[task]
-        child = self._running[number].child
+    def _lost(self, task: int, worker: Worker) -> None:
+        entry = self._ledger[task]
+        name = entry.task.name
         self.recorder.lost += 1
         error: BaseException
-        if pending.timed_out:
-            assert pending.task.options.timeout is not None
-            error = TaskTimeout(pending.task.name, pending.task.options.timeout)
+        if entry.timed_out:
+            assert entry.task.options.timeout is not None
+            error = TaskTimeout(name, entry.task.options.timeout)
         else:
-            reason = _platform.exit_reason(child.exitcode)
-            error = WorkerDied(pending.task.name, child.pid, child.exitcode, reason)
+            error = WorkerDied(name, worker.pid, worker.child.exitcode, worker.ended)
         self._failed(task, error, crashed=True)
 
     def _failed(self, task: int, error: BaseException, *, crashed: bool = False) -> None:
-        """Run the task again, or fail it."""
-        pending = self._pending[task]
-        options = pending.task.options
-        if pending.retries > 0 and (crashed or isinstance(error, options.retry_on)):
-            pending.retries -= 1
-            pending.timed_out = False
-            pending.deadline = None
-            alone = options.timeout is not None
-            self._schedule.submitted(task, priority=options.priority, alone=alone)
+        if self._ledger.runs_again(task, error, crashed=crashed):
+            self._queue(self._ledger[task].task)
         else:
-            self._settle(task, None, error)
+            self._ledger.settle(task, None, error)
 
-    def _settle(self, task: int, value: Any, error: BaseException | None) -> None:
-        pending = self._forget(task)
-        future = pending.task
-        if not future.running() and not future.set_running_or_notify_cancel():
-            return
-        # Callbacks run in here, and an exit that one asks for is not the supervisor's.
-        try:
-            if error is None:
-                future.set_result(value)
-            else:
-                future.set_exception(error)
-        except BaseException as raised:  # noqa: BLE001
-            report_callback(future.name, raised)
-
-    def _forget(self, task: int) -> _Pending:
-        pending = self._pending.pop(task)
-        pending.parcel.close()
-        return pending
-
-    def _settle_all(self, reason: str) -> None:
-        """Cancel what waits, and fail what ran."""
-        for task, pending in list(self._pending.items()):
-            pending.task.cancel()
-            worker = self._running.get(pending.worker) if pending.worker is not None else None
-            pid = worker.child.pid if worker else None
-            self._settle(task, None, WorkerDied(pending.task.name, pid, None, reason))
-
-    # time
-
-    def _next_deadline(self) -> float | None:
-        if not self._deadlines:
-            return None
-        return max(0.0, self._deadlines[0][0] - time.monotonic())
-
-    def _expire(self) -> None:
-        """Kill the workers of tasks that have run for too long."""
-        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
-            deadline, task = heapq.heappop(self._deadlines)
-            pending = self._pending.get(task)
-            if pending is not None and pending.deadline == deadline and pending.worker is not None:
-                pending.timed_out = True
-                self._running[pending.worker].child.signal(signal.SIGKILL)
+    def _abandoned(self, task: int) -> None:
+        why = str(self._init_error) if self._init_error else "they ended before they had begun"
+        error = WorkerInitError(MOST_START_FAILURES, why)
+        error.__cause__ = self._init_error
+        self._ledger.settle(task, None, error)
 
     # the end
 
     def _stop_workers(self) -> None:
-        for running in self._running.values():
-            running.child.signal(signal.SIGTERM)
+        for worker in self._crew.values():
+            worker.child.signal(signal.SIGTERM)
         patience = Deadline(GRACE)
-        for running in self._running.values():
-            if not running.child.join(patience.left()):
-                running.child.signal(signal.SIGKILL)
-                running.child.join(None)
-            self.recorder.worker_ended(running.child.pid, "was stopped", True)
-            for fd in (running.outbox.fd, running.child.sentinel):
-                with contextlib.suppress(KeyError, ValueError):
-                    self._selector.unregister(fd)
-            running.close()
-        self._running.clear()
+        for worker in self._crew.values():
+            if not worker.child.join(patience.left()):
+                worker.child.signal(signal.SIGKILL)
+                worker.child.join(None)
+            self.recorder.worker_ended(worker.pid, "was stopped", True)
+            with contextlib.suppress(KeyError):  # it was just dying when this was asked for
+                self._unwatch(worker)
+            worker.close()
+        self._crew.clear()
 
     def _release(self) -> None:
         self._selector.close()
@@ -518,7 +390,4 @@ class Engine:
         # Nothing of the pool lives here: its thread does not, its links have closed
         # themselves, and its workers belong to the parent.
         if self._wake_writer >= 0:
-            self._selector.close()
-            os.close(self._wake_reader)
-            os.close(self._wake_writer)
-            self._wake_writer = -1
+            self._release()

@@ -1,0 +1,100 @@
+"""The file of a semaphore: what lies where, and how it is opened.
+
+Beside the slots' locks the file has two more bytes to lock. USE is shared by all who
+have the file open, so that who gets it exclusively is alone, and may lay the file out or
+remove it. JOIN is held for the moment in which somebody joins the queue (see `_waiter`).
+
+The file's content is mapped: how many slots, whether somebody waits and who is first, and
+who holds each slot since when. That is for looking only; the truth about a slot is its lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+from typing import Final
+
+from mpkit import _platform, _runtime
+from mpkit._errors import LimitMismatch
+
+# Locks lie beside the content, not on it: a slot's is at its number.
+USE: Final = 1 << 30
+JOIN: Final = USE + 1
+
+# magic, slots, last ticket, whether somebody waits, place, ticket and pid of who is first;
+# then the notes: pid, since when, process name.
+MAGIC: Final = b"mpkit\0s1"
+HEADER: Final = struct.Struct("<8sQQB7x208s16x")
+PLACE_SIZE: Final = 208
+TICKET: Final = struct.Struct("<Q")
+TICKET_AT: Final = 16
+WAITED_FOR: Final = 24
+FIRST: Final = struct.Struct("<Qq")
+FIRST_AT: Final = 240
+NOTE: Final = struct.Struct("<qd48s")
+NOTES_AT: Final = 256
+#: Beyond these many slots nobody notes who holds one: the file would grow too large.
+NOTED: Final = 1024
+
+# Whether somebody waits, at WAITED_FOR.
+NOBODY: Final = 0
+SOMEBODY: Final = 1
+#: Somebody waits and was overtaken for too long: who comes now has to queue up as well.
+HUNGRY: Final = 2
+
+
+def open_file(path: str, slots: int, place: str) -> tuple[int, mmap.mmap]:
+    """Open the file at ``path``, or lay it out; return its descriptor and its content."""
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _runtime.unusable(path, error) from error
+        try:
+            content = _enter(fd, path, slots, place)
+        except BaseException:
+            os.close(fd)
+            raise
+        if content is not None:
+            return fd, content
+        os.close(fd)
+
+
+def _enter(fd: int, path: str, slots: int, place: str) -> mmap.mmap | None:
+    """Share the USE lock and map the content; None if the file is not the right one any more."""
+    size = NOTES_AT + min(slots, NOTED) * NOTE.size
+    if _platform.lock_byte(fd, USE):
+        # Written, not just made long: a mapped page for which the disk has no room is SIGBUS.
+        # The magic comes last, in case we are killed here.
+        try:
+            os.ftruncate(fd, size)
+            os.pwrite(fd, bytes(size), 0)
+            os.pwrite(fd, HEADER.pack(MAGIC, slots, 0, NOBODY, place.encode()[:PLACE_SIZE]), 0)
+        except OSError as error:
+            raise _runtime.unusable(path, error) from error
+        _platform.lock_byte(fd, USE, shared=True)
+    else:
+        lock_soon(fd, USE, shared=True)  # who has it exclusively lays the file out just now
+    if not _runtime.leads_to(path, fd):
+        return None
+    header = os.pread(fd, HEADER.size, 0)
+    if len(header) < HEADER.size or not header.startswith(MAGIC):
+        return None  # he who laid it out was killed in the middle
+    existing = HEADER.unpack(header)[1]
+    if existing != slots:
+        raise LimitMismatch(place, slots, existing)
+    return mmap.mmap(fd, size)
+
+
+def lock_soon(fd: int, offset: int, *, shared: bool = False) -> bool:
+    """Wait for a lock that others hold for a few system calls only."""
+    while True:
+        try:
+            return _platform.lock_byte(fd, offset, shared=shared, block=True)
+        except OSError as error:
+            # The kernel sees processes, not threads: two that wait for each other's lock
+            # in different threads are no deadlock, and over at once.
+            if error.errno != errno.EDEADLK:
+                raise

@@ -1,0 +1,228 @@
+"""Signal within one process."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import pickle
+import secrets
+import selectors
+import signal as signals
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpkit import _runtime
+from mpkit._signal import Signal
+from mpkit._wait import wait
+from tests.support import PATIENCE, copied
+
+
+def a_name() -> str:
+    return f"test-{secrets.token_hex(6)}"
+
+
+def test_a_new_signal_is_clear() -> None:
+    signal = Signal()
+    assert not signal.is_set()
+    assert not signal.wait(timeout=0)
+    assert repr(signal).endswith(" clear>")
+
+
+def test_set_stays_set_until_it_is_cleared() -> None:
+    signal = Signal()
+    signal.set()
+    assert signal.is_set()
+    assert signal.wait()
+    assert signal.wait(0)
+    assert signal.is_set()
+    signal.clear()
+    assert not signal.is_set()
+
+
+@given(st.lists(st.sampled_from(["set", "clear", "copy", "look"]), max_size=30))
+def test_a_signal_is_a_flag_whatever_is_done_to_it(steps: list[str]) -> None:
+    flag, handles = False, [Signal()]
+    for step in steps:
+        signal = handles[len(handles) // 2]
+        if step == "copy":
+            handles.append(copied(signal))
+        elif step != "look":
+            getattr(signal, step)()
+            flag = step == "set"
+        assert {handle.is_set() for handle in handles} == {flag}
+        assert {handle.wait(0) for handle in handles} == {flag}
+
+
+def test_setting_it_often_is_setting_it_once() -> None:
+    signal = Signal()
+    for _ in range(100_000):  # more than a pipe holds
+        signal.set()
+    signal.clear()
+    assert not signal.is_set()
+
+
+def test_set_does_not_block_when_the_pipe_is_full() -> None:
+    signal = Signal()
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(signal.fileno(), bytes(65536))
+    signal.set()
+    signal.clear()
+    assert not signal.is_set()
+
+
+def test_set_wakes_all_threads_that_wait() -> None:
+    signal, results = Signal(), list[bool]()
+    threads = [
+        threading.Thread(target=lambda: results.append(signal.wait(PATIENCE))) for _ in range(5)
+    ]
+    for thread in threads:
+        thread.start()
+    signal.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert results == [True] * 5
+
+
+def test_set_works_in_a_signal_handler_that_interrupts_wait_and_set() -> None:
+    signal = Signal()
+    before = signals.signal(signals.SIGALRM, lambda *_: signal.set())
+    try:
+        signals.setitimer(signals.ITIMER_REAL, 0.05)
+        assert signal.wait(PATIENCE)
+        for _ in range(50):
+            signals.setitimer(signals.ITIMER_REAL, 0.0005)
+            for _ in range(100):
+                signal.set()
+                signal.clear()
+    finally:
+        signals.setitimer(signals.ITIMER_REAL, 0)
+        signals.signal(signals.SIGALRM, before)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "1", True])
+def test_wait_refuses_what_is_no_timeout(timeout: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="timeout"):
+        Signal().wait(timeout)
+
+
+def test_it_can_be_awaited() -> None:
+    signal = Signal()
+
+    async def main() -> bool:
+        asyncio.get_running_loop().call_later(0.01, signal.set)
+        both = await asyncio.gather(signal, signal)  # type: ignore[call-overload]
+        return bool(both == [True, True])
+
+    assert asyncio.run(main())
+
+
+def test_awaiting_it_can_be_cancelled() -> None:
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await Signal()
+
+    asyncio.run(main())
+
+
+def test_it_works_in_selectors_and_in_wait() -> None:
+    signal, other = Signal(), Signal()
+    with selectors.DefaultSelector() as selector:
+        selector.register(signal, selectors.EVENT_READ)
+        assert selector.select(0) == []
+        signal.set()
+        assert len(selector.select(0)) == 1
+    assert wait(other, signal, timeout=PATIENCE) == [signal]
+    assert wait(other, timeout=0) == []
+
+
+def test_a_name_leads_to_one_signal() -> None:
+    name = a_name()
+    first, second = Signal(name=name), Signal(name=name)
+    first.set()
+    assert second.is_set()
+    assert copied(second).is_set()
+    assert not Signal(name=a_name()).is_set()
+    assert repr(first) == f"<Signal {name!r} set>"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "ä", "a\0", "a\n", "x" * 201])
+def test_names_that_could_be_paths_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="a name is"):
+        Signal(name=name)
+
+
+@pytest.mark.parametrize("name", [b"db", 1, ("a",)])
+def test_names_that_are_no_text_are_refused(name: Any) -> None:
+    with pytest.raises(TypeError, match="a name is a str"):
+        Signal(name=name)
+
+
+def test_the_file_of_a_signal_goes_with_it_unless_it_was_pickled() -> None:
+    signal = Signal()
+    path = signal._path
+    assert os.path.dirname(path) == _runtime.family_home().path
+    del signal
+    assert not os.path.exists(path)
+
+    signal = Signal()
+    path, pickled = signal._path, pickle.dumps(signal)
+    del signal
+    assert os.path.exists(path)
+    assert pickle.loads(pickled)._path == path
+
+
+class Event:
+    """What a manager's proxy looks like: event-like, but not an Event."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def set(self) -> None:
+        self.event.set()
+
+    def clear(self) -> None:
+        self.event.clear()
+
+    def is_set(self) -> bool:
+        return self.event.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.event.wait(timeout)
+
+
+@pytest.mark.parametrize("make", [Event, threading.Event])
+def test_over_an_event_it_does_what_the_event_does(make: type[Event]) -> None:
+    event = make()
+    signal = Signal.over(event)
+    assert isinstance(signal, Signal)
+    assert not signal.wait(0.001)
+    signal.set()
+    assert event.is_set()
+    assert signal.is_set()
+    assert signal.wait()
+    signal.clear()
+    assert not event.is_set()
+    with pytest.raises(io.UnsupportedOperation):
+        signal.fileno()
+    assert "over" in repr(signal)
+
+
+def test_over_an_event_it_can_be_awaited_and_cancelled() -> None:
+    event = threading.Event()
+    signal = Signal.over(event)
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await signal
+        asyncio.get_running_loop().call_later(0.01, event.set)
+        assert await signal
+
+    asyncio.run(main())
