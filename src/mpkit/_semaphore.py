@@ -7,9 +7,7 @@ things, as ``sem-<key>``. Only that path travels between processes.
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import inspect
 import math
 import os
 import secrets
@@ -26,6 +24,7 @@ from mpkit._slots import MOST_SLOTS, Slots, leave, use
 from mpkit._waiter import Waiter
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
     from types import CodeType, FrameType, TracebackType
     from typing import Self
@@ -207,7 +206,7 @@ class Semaphore:
 
         """
         slots = self._slots or self._opened()
-        owner = asyncio.current_task()
+        owner = _current_task()
         _wait.check_timeout(timeout)
         if timeout == 0:
             return slots.take(owner)
@@ -271,7 +270,7 @@ class Semaphore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._give(self._slots or self._opened(), asyncio.current_task())
+        self._give(self._slots or self._opened(), _current_task())
 
     def _too_late(self) -> LimitTimeout:
         return LimitTimeout(self._place, self._count, self._timeout or 0.0)
@@ -283,6 +282,8 @@ class Semaphore:
             TypeError: it is a generator function, whose body runs after the call.
 
         """
+        import inspect  # noqa: PLC0415  slow to import, for decorators only
+
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{function!r} is a generator: use the limit inside it, with `with`")
         if inspect.iscoroutinefunction(function):
@@ -359,6 +360,10 @@ def _holder(pid: int, noted_pid: int, since: float, name: str) -> Holder:
 
 
 def _current_task() -> asyncio.Task[Any] | None:
+    if "asyncio" not in sys.modules:  # slow to import, and nobody has a task without it
+        return None
+    import asyncio  # noqa: PLC0415
+
     try:
         return asyncio.current_task()
     except RuntimeError:  # no event loop runs in this thread

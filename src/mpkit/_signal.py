@@ -15,7 +15,6 @@ well, the FIFO never comes to its end, which would be "readable" too.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import io
 import os
@@ -277,6 +276,8 @@ class _EventSignal(Signal):
 
     @override
     async def _wait_async(self) -> bool:
+        import asyncio  # noqa: PLC0415  who awaits has it; nobody else should pay for it
+
         abandoned = threading.Event()
 
         def watch() -> None:
