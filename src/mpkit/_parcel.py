@@ -11,7 +11,6 @@ owner when the parcel was sent, and not before.
 
 from __future__ import annotations
 
-import mmap
 import os
 import pickle
 import struct
@@ -204,8 +203,7 @@ def _read_segment(fd: int) -> tuple[memoryview, list[memoryview]]:
     size = os.fstat(fd).st_size
     if size < _COUNT.size:
         raise Malformed(f"a segment of {size} bytes is too short")
-    # Private: the sender may have to send the same segment again, to another worker.
-    whole = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE))
+    whole = _contents(fd, size)
     (count,) = _COUNT.unpack_from(whole)
     if not 1 <= count < size // _COUNT.size:
         raise Malformed(f"a segment of {size} bytes cannot have {count} parts")
@@ -215,3 +213,20 @@ def _read_segment(fd: int) -> tuple[memoryview, list[memoryview]]:
         raise Malformed(f"a segment of {size} bytes cannot hold {sum(lengths)}")
     stream, *buffers = [whole[place] for place in places]
     return stream, buffers
+
+
+#: Bytes from which a segment is mapped. A smaller one is read: that costs the same, and
+#: leaves neither a mapping nor a descriptor behind.
+_MAPPED: Final = 1024 * 1024
+
+
+def _contents(fd: int, size: int) -> memoryview:
+    """Return what is in a segment, to be read and written."""
+    mapped = _platform.private_map(fd, size) if size >= _MAPPED else None
+    if mapped is not None:
+        return memoryview(mapped)
+    whole = memoryview(bytearray(size))
+    done = 0
+    while done < size and (count := os.preadv(fd, [whole[done:]], done)):
+        done += count
+    return whole

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import multiprocessing.popen_fork
 import multiprocessing.process
 import os
@@ -17,6 +18,7 @@ import signal
 import socket
 import struct
 import sys
+import weakref
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any, Final
 
@@ -62,6 +64,27 @@ def anonymous_file(size: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+#: How many mappings may keep a descriptor open; a quarter of what a process may usually have.
+MOST_MAPS: Final = 256
+
+_maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+def private_map(fd: int, size: int) -> mmap.mmap | None:
+    """Map a file so that writes stay in this process; None if there are too many maps.
+
+    Private, because the sender may have to send the same file again. Before Python 3.13
+    a map keeps a copy of the descriptor: who holds a thousand arrays would have none left.
+    """
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, trackfd=False)
+    if len(_maps) >= MOST_MAPS:
+        return None
+    mapped = mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE)
+    _maps.add(mapped)
+    return mapped
 
 
 #: Whether a local socket can keep packets apart (macOS has no SOCK_SEQPACKET for AF_UNIX).
