@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import sys
+from pathlib import Path
 from typing import Any
 
 import mpkit
@@ -36,6 +38,7 @@ STDLIB = "|".join(sorted(sys.stdlib_module_names))
 nitpick_ignore_regex = [
     (r"py:.*", rf"({STDLIB}|typing_extensions)(\..+)?"),
     (r"py:.*", "|".join(name for name in dir(builtins) if name.isalnum())),
+    (r"py:.*", r"[PRST]\.(args|kwargs)|CancelledError"),
 ]
 
 autodoc_member_order = "bysource"
@@ -61,9 +64,26 @@ def resolve_private_path(app: Any, env: Any, node: Any, contnode: Any) -> Any:
         return env.get_domain("py").resolve_xref(
             env, node["refdoc"], app.builder, node["reftype"], f"mpkit.{name}", node, contnode
         )
-    if module.startswith("mpkit._") or is_type_variable(name):
+    if module.startswith("mpkit._") or is_type_variable(name) or target in FOR_CHECKERS:
         return contnode
     return None
+
+
+def imported_for_checkers() -> set[str]:
+    """Return the names that modules of mpkit import, or define, for type checkers only."""
+    names: set[str] = set()
+    for path in Path(mpkit.__file__).parent.rglob("*.py"):
+        for block in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
+                for node in block.body:
+                    if isinstance(node, ast.ImportFrom):
+                        names |= {alias.asname or alias.name for alias in node.names}
+                    elif isinstance(node, ast.Assign):
+                        names |= {ast.unparse(target) for target in node.targets}
+    return names
+
+
+FOR_CHECKERS = imported_for_checkers()
 
 
 def is_type_variable(name: str) -> bool:

@@ -20,13 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import _limit, _runtime
+from mpkit import _lifeline, _limit, _runtime
 from tests.support import PATIENCE, Spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.context import BaseContext
     from multiprocessing.process import BaseProcess
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collection after each test the objects of pytest, numpy and hypothesis."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=multiprocessing.get_all_start_methods())
@@ -106,6 +112,8 @@ def _descriptors() -> Counter[str]:
     found: Counter[str] = Counter()
     ours = {home._fd for home in _runtime._homes.values()}
     ours |= {_forkserver()._forkserver_alive_fd, _tracker()._fd}
+    if _lifeline._own is not None:
+        ours |= {_lifeline._own._reader, _lifeline._own._writer}
     files = {semaphore._path for semaphore, _ in _limit._sites.values()}
     for fd in _listed("/proc/self/fd"):
         with contextlib.suppress(OSError):

@@ -15,11 +15,19 @@ a few processes, and `wait` waits for any of them.
 #   _waiter      who wakes whom            _semaphore, _limit  Semaphore and limit
 #   _pickling    objects to bytes          _link       packets over one socket
 #   _parcel      messages, big buffers     _codec      pickle or msgspec
-#   _departures, _closing                  what leaves by spawn; what is closed at exit
-#   _end         messages and goodbyes     _channel    Channel
+#   _closing     what is closed at exit    _end        messages and goodbyes
+#   _channel     Channel
 #   _outcome     how a call's end travels  _lifeline   children leave with us
 #   _process     start and Job
 #   _pool/       TaskPool: schedule (pure), wire, worker, engine, and the facade
+
+import sys as _sys
+
+if _sys.platform == "win32":  # before anything asks for what is not there
+    raise ImportError(
+        "mpkit needs Linux or macOS: Windows has no fcntl, no FIFOs and no descriptors "
+        "over sockets, on which it rests. It works in WSL."
+    )
 
 from mpkit._channel import Channel as Channel
 from mpkit._channel import channel as channel
@@ -58,5 +66,45 @@ from mpkit._process import Job as Job
 from mpkit._process import start as start
 from mpkit._signal import Signal as Signal
 from mpkit._wait import wait as wait
+
+__all__ = [
+    "BrokenChannel",
+    "Calls",
+    "Channel",
+    "ChannelClosed",
+    "ChannelMoved",
+    "ChannelTimeout",
+    "EndOfChannel",
+    "Job",
+    "LimitMismatch",
+    "LimitTimeout",
+    "MessageTypeError",
+    "MpkitError",
+    "NotPicklable",
+    "PeerDied",
+    "PoolClosed",
+    "RemoteError",
+    "RemoteTraceback",
+    "ResultTimeout",
+    "Results",
+    "RuntimeDirectoryError",
+    "Semaphore",
+    "Signal",
+    "Stats",
+    "Task",
+    "TaskExit",
+    "TaskPool",
+    "TaskTimeout",
+    "Trace",
+    "WorkerDied",
+    "WorkerInitError",
+    "WorkerStats",
+    "WouldDeadlock",
+    "channel",
+    "limit",
+    "start",
+    "wait",
+    "worker_state",
+]
 
 __version__ = "0.1.0"

@@ -15,6 +15,7 @@ It adds no thread and no buffer of its own.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import os
 import threading
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
 from typing_extensions import TypeVar
 
-from mpkit import _closing, _codec, _departures, _fork, _parcel, _wait
+from mpkit import _closing, _codec, _fork, _parcel, _platform, _wait
 from mpkit._end import End
 from mpkit._errors import (
     BrokenChannel,
@@ -50,6 +51,10 @@ S = TypeVar("S")
 R = TypeVar("R")
 
 _numbers = itertools.count(1)
+
+#: The ends of all channels that are not garbage. Where a channel becomes garbage in a
+#: cycle, its socket would otherwise be finalized, and closed, before the goodbye is sent.
+_ends: set[End] = set()
 
 
 class Channel(_fork.Bearer, Generic[SendT, RecvT]):
@@ -88,6 +93,7 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
     def __init__(self, end: End) -> None:
         """Not for users: `channel` makes channels."""
         self._end = end
+        _ends.add(end)
         #: Why this end cannot be used any more; one that moved is not closed twice.
         self._gone: ChannelClosed | None = None
         self._owner = os.getpid()
@@ -254,7 +260,7 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
     @property
     def closed(self) -> bool:
         """Whether this end was closed or moved away."""
-        return self._gone is not None
+        return self._gone is not None or self._end.link.closed
 
     def close_send(self) -> None:
         """Say that no more comes from here, and go on receiving."""
@@ -271,6 +277,7 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
         """
         if self._gone is None and self._owner == os.getpid():
             self._gone = ChannelClosed(self._end.label)
+            self._end.link.shut_receiving()  # who heard our goodbye can send us nothing
             if self._sending.acquire(blocking=False):
                 # Otherwise a thread of ours is blocked in send(), so the buffer is full
                 # and no goodbye can follow.
@@ -294,6 +301,7 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
     def __del__(self) -> None:
         if hasattr(self, "_requesting"):  # else it was never finished
             self.close()
+            _ends.discard(self._end)
 
     def _receive(self, deadline: Deadline | None) -> tuple[bytes, list[int]] | None:
         """Return the next packet, or None in time. Holds _receiving."""
@@ -305,11 +313,10 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
             raise
 
     def _check(self) -> None:
-        _departures.settle()
         if self._gone is None and self._end.link.closed:
             self._gone = self._lost_by_fork()
         if self._gone is not None:
-            raise self._gone.with_traceback(None)
+            raise copy.copy(self._gone)  # one with a traceback would keep all its frames alive
 
     def _check_sendable(self) -> None:
         self._check()
@@ -339,7 +346,7 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
                 "task or another channel, and cannot be copied in other ways",
             )
         copy = DupFd(self._end.link.fd)
-        _departures.depart(popen, self)
+        _platform.call_when_launched(popen, lambda: self._moved(f"moved to process {popen.pid}"))
         return _arrive_by_spawn, (copy, *self._end.facts())
 
     def _descriptor(self) -> int:
@@ -347,8 +354,7 @@ class Channel(_fork.Bearer, Generic[SendT, RecvT]):
 
     def _moved(self, where: str) -> None:
         self._gone = ChannelMoved(self._end.label, where)
-        with self._receiving:
-            self._end.link.close()  # our copy; the connection lives on elsewhere
+        self._end.link.close()  # our copy; the connection lives on elsewhere
 
     def _lost_by_fork(self) -> ChannelClosed:
         if self._owner == os.getpid():

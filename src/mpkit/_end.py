@@ -10,13 +10,14 @@ An `End` knows nothing of threads, timeouts of users, or who owns it: that is `_
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-from mpkit import _parcel, _platform
+from mpkit import _platform
 from mpkit._errors import BrokenChannel, EndOfChannel, PeerDied
-from mpkit._link import Link, LinkDown, discard
+from mpkit._link import Link, LinkDown, Malformed, discard
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ class End:
         self.codec = codec
         self.label = label
         #: The process that sent last; None before anything came.
-        self.peer_pid = peer_pid
+        self.peer_pid: int | None = peer_pid
         #: Why nothing more will be received.
-        self.ended = ended
-        self.send_closed = send_closed
+        self.ended: EndOfChannel | None = ended
+        self.send_closed: bool = send_closed
 
     def facts(self) -> tuple[Any, ...]:
         """Return what makes the same end over another link: what moves besides that."""
@@ -95,12 +96,14 @@ class End:
         BrokenChannel for what is not a packet of a channel.
         """
         if self.ended is not None:
-            raise self.ended.with_traceback(None)
+            raise copy.copy(self.ended)  # one with a traceback would keep all its frames alive
         try:
             packet = self.link.receive(deadline)
         except (LinkDown, OSError):
             self.ended = PeerDied(self.label, self.peer_pid, _how_it_died(self.peer_pid))
-            raise self.ended from None
+            raise copy.copy(self.ended) from None
+        except Malformed as error:
+            raise BrokenChannel(self.label, str(error)) from None
         if packet is None:
             return None
         data, fds = packet
@@ -111,14 +114,14 @@ class End:
         if kind == _GOODBYE:
             discard(fds)
             self.ended = EndOfChannel(self.label)
-            raise self.ended
+            raise copy.copy(self.ended)
         return packet
 
     def unpack(self, data: bytes, fds: list[int]) -> Any:
         """Return the message of a packet. Raises whatever unpickling it raises."""
         try:
             return self.codec.unpack(data[_HEADER.size :], fds, self.label)
-        except _parcel.Malformed as error:
+        except Malformed as error:
             raise BrokenChannel(self.label, str(error)) from None
 
 

@@ -295,19 +295,6 @@ class ResultTimeout(MpkitError, multiprocessing.TimeoutError, TimeoutError):
         return f"{self.what} has no result after {self.timeout:g} s"
 
 
-class MemoryLimitExceeded(MpkitError, MemoryError):
-    """A worker grew beyond the pool's ``memory_limit`` (bytes) and was replaced."""
-
-    def __init__(self, what: str, used: int, limit: int) -> None:
-        super().__init__(what, used, limit)
-        self.what = what
-        self.used = used
-        self.limit = limit
-
-    def __str__(self) -> str:
-        return f"{self.what}: its worker used {self.used:,} bytes, the limit is {self.limit:,}"
-
-
 class PoolClosed(MpkitError, ValueError, RuntimeError):
     """The pool takes no more tasks.
 

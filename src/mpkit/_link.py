@@ -41,6 +41,10 @@ class LinkDown(Exception):
     """Nobody is at the other end any more."""
 
 
+class Malformed(Exception):
+    """What arrived was not sent by a `Link`, or is not what it should carry."""
+
+
 class Link:
     """One end of a socket pair. Every forked child closes its copy, unless it travels.
 
@@ -87,23 +91,30 @@ class Link:
     def receive(self, deadline: Deadline | None = None) -> tuple[bytes, list[int]] | None:
         """Return the next packet and its descriptors; None if the deadline passed first.
 
-        Raises LinkDown once the other end is gone and all its packets were received.
+        Raises LinkDown once the other end is gone and all its packets were received, and
+        Malformed for what is not a packet.
         """
         flags = _CLOEXEC | (socket.MSG_DONTWAIT if deadline else 0)
         while True:
             try:
-                data, ancillary, _, _ = self._socket.recvmsg(PACKET, _ANCILLARY, flags)
+                data, ancillary, how, _ = self._socket.recvmsg(PACKET, _ANCILLARY, flags)
             except BlockingIOError:
                 assert deadline is not None
                 if deadline.passed():
                     return None
                 _wait.poll([self.fd], deadline.left())
-            except ConnectionError as error:
-                raise LinkDown from error
+            except ConnectionResetError:
+                # The other end was closed with packets of *ours* unread. The kernel says
+                # so once, and before it hands out what the other end had sent us.
+                continue
             else:
+                fds = _descriptors(ancillary) if ancillary else []
+                if data and not how & socket.MSG_TRUNC:
+                    return data, fds
+                discard(fds)
                 if not data:  # no packet of ours is empty
                     raise LinkDown
-                return data, _descriptors(ancillary) if ancillary else []
+                raise Malformed(f"a packet has more than {PACKET} bytes")
 
     def enlarge(self) -> None:
         """Make room for one more small packet in a full buffer, as far as the system allows."""
@@ -121,9 +132,17 @@ class Link:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
+    def shut_receiving(self) -> None:
+        """Receive no more: from now on the other end cannot send."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
     def close(self) -> None:
         """Give the descriptor back. What was sent can still be received."""
         self._socket.close()
+
+    def __del__(self) -> None:
+        self.close()  # without the socket's warning: nobody has to wait for a job
 
     @property
     def closed(self) -> bool:
@@ -201,13 +220,18 @@ class _StreamLink(Link):
                 self._arriving += part
                 self._fds += _descriptors(ancillary)
 
+    def close(self) -> None:
+        super().close()
+        discard(self._fds)  # of a packet that never came whole
+        self._fds = []
+
     def _missing(self) -> int:
         have = len(self._arriving)
         if have < self._HEAD.size:
             return self._HEAD.size - have
         (length,) = self._HEAD.unpack_from(self._arriving)
         if not 0 < length <= PACKET:
-            raise LinkDown(f"a packet cannot have {length} bytes")
+            raise Malformed(f"a packet cannot have {length} bytes")
         return int(length) + self._HEAD.size - have
 
 

@@ -18,14 +18,10 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mpkit import _pickling, _platform
-from mpkit._link import MOST_DESCRIPTORS, PACKET, discard
+from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed, discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-
-class Malformed(Exception):
-    """These bytes are not a message."""
 
 
 class Movable(Protocol):
@@ -56,10 +52,15 @@ def current_parcel() -> Parcel | None:
 
 def claim(index: int) -> int:
     """Return a descriptor that came with the parcel being unpacked, to keep and to close."""
-    assert _packing.arrived is not None
-    fd = _packing.arrived[index]
-    _packing.arrived[index] = -1
+    arrived = _packing.arrived
+    if arrived is None or index >= len(arrived) or arrived[index] < 0:
+        raise Malformed(f"a channel end came without its descriptor ({_PERHAPS})")
+    fd, arrived[index] = arrived[index], -1
     return fd
+
+
+#: The kernel drops those for which a process has no room.
+_PERHAPS: Final = "has this process too many open files?"
 
 
 _INLINE: Final = b"\x00"
@@ -91,7 +92,7 @@ class Parcel:
 
     def own(self) -> None:
         """Copy the buffers, so that the caller may change the originals."""
-        self.buffers = [pickle.PickleBuffer(bytes(buffer)) for buffer in self.buffers]
+        self.buffers = [pickle.PickleBuffer(bytes(buffer.raw())) for buffer in self.buffers]
 
     def seal(self, header: bytes = b"") -> tuple[bytes, list[int]]:
         """Return the packet and its descriptors, for `Link.send`. They stay ours, until `close`.
@@ -159,8 +160,10 @@ def unpack_stream(data: bytes, fds: list[int]) -> memoryview:
 def _open(data: bytes, fds: list[int]) -> tuple[memoryview, list[memoryview]]:
     if data[:1] == _INLINE:
         return memoryview(data)[1:], []
-    if data[:1] != _SEGMENT or not fds:
-        raise Malformed(f"unknown packet {data[:16]!r} with {len(fds)} descriptors")
+    if data[:1] != _SEGMENT:
+        raise Malformed(f"{data[:16]!r} is no packet of a message")
+    if not fds:
+        raise Malformed(f"a packet came without its descriptors ({_PERHAPS})")
     return _read_segment(fds[-1])
 
 

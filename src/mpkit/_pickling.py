@@ -1,6 +1,6 @@
 """How objects become bytes, and what to say when one cannot.
 
-Three picklers are tried in turn. Plain ``pickle`` with multiprocessing's reducers does
+Two picklers are tried in turn. Plain ``pickle`` with multiprocessing's reducers does
 nearly everything. ``cloudpickle``, where it is installed, adds lambdas, closures and
 what was typed into a notebook. What remains is `NotPicklable`, raised in the caller's
 thread before a byte has left it.
@@ -42,11 +42,22 @@ class _Reducers:
         known = len(copyreg.dispatch_table), len(reducers)
         if known != self._known:
             self._known = known
-            self._table = copyreg.dispatch_table | reducers
+            self._table = copyreg.dispatch_table | reducers | {memoryview: _reduce_view}
         return self._table
 
 
 _reducers = _Reducers()
+
+
+def _reduce_view(view: memoryview) -> tuple[Any, ...]:
+    """Pickle can do every buffer but this one."""
+    flat = pickle.PickleBuffer(view.cast("B") if view.c_contiguous else view.tobytes())
+    return _rebuild_view, (flat, view.format, view.shape)
+
+
+def _rebuild_view(flat: Any, form: str, shape: tuple[int, ...]) -> memoryview:
+    view = memoryview(flat).cast("B")
+    return view if (form, shape) == (view.format, view.shape) else view.cast(form, shape)  # type: ignore[call-overload]
 
 
 def dumps(thing: object, what: str) -> tuple[bytes, list[pickle.PickleBuffer]]:

@@ -245,17 +245,31 @@ def process_being_forked() -> Any:
     *before* it happens, and multiprocessing offers no hook.
     """
     launch = multiprocessing.popen_fork.Popen._launch.__code__  # type: ignore[attr-defined]
+    # A forked child is still inside its parent's _launch(), and has its own life in here.
+    child = multiprocessing.process.BaseProcess._bootstrap.__code__  # type: ignore[attr-defined]
     frame: Any = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code is not child:
         if frame.f_code is launch:
             return frame.f_locals.get("process_obj")
         frame = frame.f_back
     return None
 
 
-def launched(popen: Any) -> bool:
-    """Tell whether a spawning ``Popen`` has come far enough to have copied descriptors."""
-    return getattr(popen, "pid", None) is not None
+def call_when_launched(popen: Any, function: Callable[[], object]) -> None:
+    """Call ``function`` as soon as a spawning ``Popen`` has copied what its process needs.
+
+    That is when it learns the pid; it never does if the start fails. What is given away
+    must be let go of then, and not when this process happens to look at it again: it may
+    be about to wait for someone who waits for the end of just that.
+    """
+    kind: Any = popen.__class__
+
+    def set_attribute(popen: Any, name: str, value: object) -> None:
+        kind.__setattr__(popen, name, value)
+        if name == "pid":
+            function()
+
+    popen.__class__ = type(kind.__name__, (kind,), {"__setattr__": set_attribute})
 
 
 def start_directory() -> str:

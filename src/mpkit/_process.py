@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self
 
 from typing_extensions import TypeVar
 
-from mpkit import _departures, _fork, _lifeline, _outcome, _pickling, _platform, _wait
+from mpkit import _fork, _lifeline, _outcome, _pickling, _platform, _wait
 from mpkit._errors import ResultTimeout, WorkerDied
 from mpkit._link import Link, LinkDown
 from mpkit._wait import Deadline
@@ -54,7 +54,6 @@ class Child:
             target=_main, args=(_lifeline.own(), main, args), name=name, daemon=False
         )
         self.process.start()
-        _departures.settle()
         pid = self.process.pid
         assert pid is not None
         self.pid: int = pid
@@ -140,10 +139,10 @@ class Call(_fork.Bearer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         stream, buffers = _pickling.dumps((self.fn, self.args, self.kwargs), f"{self.what}(...)")
-        return _rebuild_call, (stream, [bytes(buffer) for buffer in buffers])
+        return _rebuild_call, (stream, [bytearray(buffer.raw()) for buffer in buffers])
 
 
-def _rebuild_call(stream: bytes, buffers: list[bytes]) -> Call:
+def _rebuild_call(stream: bytes, buffers: list[bytearray]) -> Call:
     return Call(*pickle.loads(stream, buffers=buffers))
 
 
@@ -197,9 +196,9 @@ class Job(Generic[R_co]):
 
     @property
     def exitcode(self) -> int | None:
-        """How the process ended: 0, 1 after an exception, a code, minus a signal's number.
+        """0, 1 after an exception, an exit code, or minus the number of a signal.
 
-        None while it lives.
+        None while the process lives.
         """
         return self._child.exitcode
 

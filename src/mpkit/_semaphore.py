@@ -159,7 +159,7 @@ class Semaphore:
 
     @property
     def key(self) -> str:
-        """What it is shared by: the name, or a hash of the call site."""
+        """The name that it is shared by, or a hash of the call site."""
         return self._key
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Sequence
 
-T = TypeVar("T")
+#: What `wait` takes, and returns.
+T = TypeVar("T", bound="Waitable | Future[Any]")
 
 #: How often to look again, in seconds, where the kernel cannot tell of a death (macOS).
 LOOK_AGAIN = 0.05
@@ -157,33 +158,36 @@ def wait(*things: T, timeout: float | None = None) -> list[T]:
             raise TypeError(f"wait() takes Signals, Channels, Jobs and Tasks, not {thing!r}")
     deadline = Deadline(timeout)
     with contextlib.ExitStack() as stack:
-        fds: set[int] | None = None
+        bells: list[int] | None = None
         while True:
             ready = [thing for thing in things if _is_ready(thing)]
             if ready or deadline.passed() or not things:
                 return ready
-            if fds is None:
-                fds = {fd for thing in things for fd in _descriptors(thing, stack)}
-                continue  # one may have become ready before we watched it
-            poll(fds, deadline.left())
+            if bells is None:
+                bells = [_bell(thing, stack) for thing in things if isinstance(thing, Future)]
+                continue  # one may have been done before its bell was hung
+            poll({*bells, *_watched(things)}, deadline.left())
 
 
 def _is_ready(thing: Any) -> bool:
     return thing.done() if isinstance(thing, Future) else thing._ready()
 
 
-def _descriptors(thing: Any, stack: contextlib.ExitStack) -> Sequence[int]:
-    """Return what to poll for ``thing``; a future has no descriptor, so it gets a pipe."""
-    if not isinstance(thing, Future):
-        watched: Sequence[int] = thing._watched()
-        return watched
+def _watched(things: Iterable[Any]) -> Iterable[int]:
+    """Return what to poll now: what a job watches changes once it has said its last."""
+    for thing in things:
+        if not isinstance(thing, Future):
+            yield from thing._watched()
+
+
+def _bell(future: Future[Any], stack: contextlib.ExitStack) -> int:
+    """Return a descriptor that becomes readable when ``future``, which has none, is done."""
     reader, writer = os.pipe()
     stack.callback(os.close, reader)
     bell = _Bell(writer)
     stack.callback(bell.close)
-    future: Future[Any] = thing  # pyright: ignore[reportUnknownVariableType]
     future.add_done_callback(bell.ring)
-    return [reader]
+    return reader
 
 
 class _Bell:

@@ -26,7 +26,7 @@ AHEAD = 32
 
 
 class Results(Generic[R]):
-    """The results of an `imap`, in order or as they come; also for ``async for``.
+    """The results of a `TaskPool.imap`, in order or as they come; also for ``async for``.
 
     The input is pulled by a thread of its own, and never further ahead than a bound
     (32 chunks for each worker): it may be slow or endless. An item that raised raises

@@ -111,7 +111,10 @@ class Schedule:
         #: Tasks that are sent alone, to a worker that has nothing else.
         self._alone: set[int] = set()
         self._seconds: float | None = None
+        # How many workers in a row ended before they had started, and how many in a row
+        # the system would not even begin.
         self._start_failures = 0
+        self._spawn_failures = 0
         self._spawning = 0
         self._lost: list[Lose] = []
 
@@ -129,14 +132,16 @@ class Schedule:
     def spawned(self, worker: int) -> None:
         """A worker exists. It may be sent tasks at once: they wait in its inbox."""
         self._spawning -= 1
+        self._spawn_failures = 0
         self._workers[worker] = _Worker(self._quota)
 
     def spawn_failed(self) -> None:
         """The system would not start a process. Go on with those there are, if any."""
         self._spawning -= 1
-        self._start_failures += 1
-        if self._workers:
-            self.size = len(self._workers)
+        self._spawn_failures += 1
+        staying = sum(not state.retiring for state in self._workers.values())
+        if staying:
+            self.size = staying
 
     def started(self, worker: int) -> None:
         """A worker has run its initializer."""
@@ -167,6 +172,7 @@ class Schedule:
     def died(self, worker: int) -> None:
         """A worker is gone; what it had not taken was `returned` before."""
         state = self._workers.pop(worker)
+        self._spawn_failures = 0  # what it occupied is free
         if not state.started and not state.retiring:
             self._start_failures += 1
         if state.tasks:
@@ -210,13 +216,12 @@ class Schedule:
         """Yield what to do now. Each action is to be performed before the next is asked for."""
         yield from self._lost
         self._lost.clear()
-        if self._start_failures >= MOST_START_FAILURES and not self._workers:
-            self.broken = True
-            yield from map(Abandon, self._drain())
-            return
         while len(self._workers) + self._spawning < self._wanted():
             self._spawning += 1
             yield Spawn()
+        if not self._workers and self._gives_up():
+            yield from map(Abandon, self._drain())
+            return
         yield from self._hand_out()
         yield from self._rebalance()
         for number, state in list(self._workers.items()):
@@ -224,8 +229,19 @@ class Schedule:
             if exhausted or (self.closing and self.idle):
                 yield from self.retire(number)
 
+    def _gives_up(self) -> bool:
+        """Whether no worker can be had: never, or just not now."""
+        if self._start_failures >= MOST_START_FAILURES:
+            self.broken = True
+        elif self._spawn_failures < MOST_START_FAILURES:
+            return False
+        self._spawn_failures = 0  # the next task is tried again
+        return True
+
     def _wanted(self) -> int:
         """How many workers there should be; those that retire are being replaced."""
+        if self.broken or max(self._start_failures, self._spawn_failures) >= MOST_START_FAILURES:
+            return 0
         if self.closing and not self._queued:
             return 0
         leaving = sum(state.retiring for state in self._workers.values())
@@ -236,14 +252,18 @@ class Schedule:
         depth = self._depth()
         for enough in (1, depth // 2 + 1) if depth > 1 else (1,):
             for number, state in self._workers.items():
-                if not self._queued:
-                    return
-                if len(state.tasks) < enough and state.can_take():
+                while self._queued and len(state.tasks) < enough and state.can_take():
                     tasks = self._next_packet(state, 1 if enough == 1 else depth // 2)
-                    if tasks:
-                        state.tasks.extend(tasks)
-                        state.empty_handed = False
-                        yield Send(number, tasks)
+                    if not tasks:
+                        break
+                    state.tasks.extend(tasks)
+                    state.empty_handed = False
+                    waiting = self._queued
+                    yield Send(number, tasks)
+                    # If all of them were withdrawn, it gets the next ones now: it would
+                    # report nothing that wakes us. What could not be sent came back.
+                    if state.tasks or self._queued > waiting:
+                        break
 
     def _depth(self) -> int:
         """How many unreported tasks a worker may have."""

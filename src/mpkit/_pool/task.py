@@ -89,7 +89,7 @@ class Task(Future[R]):
 
     @property
     def name(self) -> str:
-        """What the task is called in errors: its number and its function or given name."""
+        """What errors call the task, by its number and its function or given name."""
         return f"task {self.number} ({self.options.name or self._what})"
 
     def result(self, timeout: float | None = None) -> R:

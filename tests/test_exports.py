@@ -1,0 +1,90 @@
+"""What `import mpkit` gives, and what it costs."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import mpkit
+
+#: Optional or heavy: whoever needs one of them pays for it, and nobody else.
+NOT_IMPORTED = [
+    "asyncio",
+    "cloudpickle",
+    "concurrent.futures.process",
+    "ctypes",
+    "distributed",
+    "msgspec",
+    "numpy",
+    "rich",
+    "tqdm",
+    "multiprocessing.managers",
+    "multiprocessing.pool",
+]
+
+
+def test_all_is_what_is_public() -> None:
+    names = {name for name in vars(mpkit) if not name.startswith("_")}
+    assert names - {"annotations"} == set(mpkit.__all__)
+    assert len(mpkit.__all__) == len(set(mpkit.__all__))
+
+
+@pytest.mark.parametrize("name", mpkit.__all__)
+def test_a_public_name_has_a_docstring_of_its_own(name: str) -> None:
+    doc = vars(getattr(mpkit, name)).get("__doc__") or inspect.getdoc(getattr(mpkit, name))
+    assert doc
+    assert doc.splitlines()[0].endswith((".", ".)"))
+
+
+METHODS = [
+    (name, member)
+    for name in mpkit.__all__
+    if inspect.isclass(getattr(mpkit, name))
+    for member, value in inspect.getmembers_static(getattr(mpkit, name))
+    if not member.startswith("_")
+    and (callable(value) or isinstance(value, (property, classmethod, staticmethod)))
+]
+
+
+@pytest.mark.parametrize(("name", "member"), METHODS)
+def test_a_public_method_has_a_docstring(name: str, member: str) -> None:
+    assert inspect.getdoc(getattr(getattr(mpkit, name), member))
+
+
+def modules_after(code: str) -> set[str]:
+    """Return what a fresh interpreter has imported once it ran ``code``."""
+    program = f"import sys; before = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_mpkit_imports_nothing_optional_or_heavy() -> None:
+    assert not modules_after("import mpkit") & set(NOT_IMPORTED)
+
+
+def test_importing_mpkit_starts_and_registers_nothing() -> None:
+    code = """
+import atexit, os, signal, threading, multiprocessing.util as util
+registered = []
+os.register_at_fork = lambda **kinds: registered.append(kinds)
+atexit.register = lambda *args: registered.append(args)
+handlers = signal.getsignal(signal.SIGCHLD), signal.getsignal(signal.SIGINT)
+fds, finalizers = os.listdir("/dev/fd"), set(util._finalizer_registry)
+import mpkit
+assert threading.active_count() == 1
+assert os.listdir("/dev/fd") == fds
+assert set(util._finalizer_registry) == finalizers
+assert handlers == (signal.getsignal(signal.SIGCHLD), signal.getsignal(signal.SIGINT))
+ours = [what for what in registered if "mpkit" in repr(what)]
+assert not ours, ours
+"""
+    modules_after(code)
+
+
+def test_the_version_is_one_that_packaging_understands() -> None:
+    assert [part.isdecimal() for part in mpkit.__version__.split(".")] == [True] * 3

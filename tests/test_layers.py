@@ -1,0 +1,93 @@
+"""Modules are layers: each imports only from those below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mpkit
+
+SOURCE = Path(mpkit.__file__).parent
+
+#: Lowest first. A module may import only from modules before it in this list.
+LAYERS = [
+    "_errors",
+    "_platform",
+    "_fork",
+    "_runtime",
+    "_wait",
+    "_signal",
+    "_bells",
+    "_slotfile",
+    "_slots",
+    "_waiter",
+    "_semaphore",
+    "_limit",
+    "_pickling",
+    "_link",
+    "_parcel",
+    "_codec",
+    "_closing",
+    "_end",
+    "_channel",
+    "_outcome",
+    "_lifeline",
+    "_process",
+    "_pool",
+    "_pool.schedule",
+    "_pool.wire",
+    "_pool.worker",
+    "_pool.options",
+    "_pool.task",
+    "_pool.stats",
+    "_pool.progress",
+    "_pool.chunks",
+    "_pool.results",
+    "_pool.crew",
+    "_pool.ledger",
+    "_pool.backend",
+    "_pool.engine",
+    "_pool.calls",
+    "_pool.pool",
+    "",
+]
+
+
+def module_name(path: Path) -> str:
+    """Return a module's name within mpkit; the package itself is the empty one."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return what a module imports from mpkit, wherever the import stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mpkit":
+            base = (node.module or "").removeprefix("mpkit").removeprefix(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".removeprefix(".")
+                found.add(inner if inner in LAYERS else base)
+    return found
+
+
+MODULES = {module_name(path): path for path in SOURCE.rglob("*.py")}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_from_those_below_it(module: str) -> None:
+    below = set(LAYERS[: LAYERS.index(module)])
+    assert imports_of(MODULES[module]) <= below
+
+
+def test_every_module_has_a_layer() -> None:
+    assert set(MODULES) == set(LAYERS)
+
+
+def test_the_map_in_the_package_names_every_module_of_the_first_floor() -> None:
+    text = (SOURCE / "__init__.py").read_text(encoding="utf-8")
+    for module in LAYERS:
+        if module and "." not in module:
+            assert f"#   {module}" in text or f" {module}" in text, f"{module} is not on the map"

@@ -1,0 +1,345 @@
+"""What type checkers make of mpkit: every public name, right and wrong uses.
+
+Nothing here is run. mypy (strict) and pyright (strict) check it as part of
+`make types`. Each ``type: ignore`` marks a wrong use. Both checkers report one that
+ignores nothing, so what is wrong has to be wrong for both of them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, assert_type
+
+import mpkit
+
+
+def area(width: int, height: float) -> float:
+    return width * height
+
+
+def shout(text: str, *, times: int = 1) -> str:
+    return text.upper() * times
+
+
+def hello() -> str:
+    return "hello"
+
+
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+def take_float(value: float) -> None: ...
+def take_floats(values: list[float]) -> None: ...
+def take_int(value: int) -> None: ...
+def take_error(error: BaseException) -> None: ...
+
+
+# limit and Semaphore
+
+
+def limits() -> None:
+    assert_type(mpkit.limit(4), mpkit.Semaphore)
+    assert_type(mpkit.limit(4, name="db", timeout=1.5), mpkit.Semaphore)
+    with mpkit.limit(4) as held:
+        assert_type(held, mpkit.Semaphore)
+    semaphore = mpkit.Semaphore(2, name="db")
+    assert_type(semaphore.acquire(), bool)
+    assert_type(semaphore.acquire(True, 0.5), bool)
+    assert_type(semaphore.release(), None)
+    assert_type(semaphore.slots, int)
+    assert_type(semaphore.available, int)
+    assert_type(semaphore.key, str)
+    for holder in semaphore.holders():
+        assert_type(holder.pid, int)
+        assert_type(holder.process, str)
+        assert_type(holder.since, float)
+    mpkit.limit("4")  # type: ignore[arg-type]
+    mpkit.limit(4, "db")  # type: ignore[call-arg]
+    mpkit.limit()  # type: ignore[call-arg]
+    semaphore.slots = 3  # type: ignore[misc]
+
+
+@mpkit.limit(2)
+def limited(width: int) -> str:
+    return "x" * width
+
+
+@mpkit.limit(2)
+async def limited_async(width: int) -> str:
+    return "x" * width
+
+
+async def limits_async() -> None:
+    async with mpkit.limit(4) as held:
+        assert_type(held, mpkit.Semaphore)
+    assert_type(await mpkit.Semaphore(2).acquire_async(timeout=1), bool)
+    assert_type(limited(3), str)
+    assert_type(await limited_async(3), str)
+    limited("3")  # type: ignore[arg-type]
+
+
+# Signal
+
+
+def signals() -> None:
+    stop = mpkit.Signal(name="stop")
+    assert_type(stop.set(), None)
+    assert_type(stop.clear(), None)
+    assert_type(stop.is_set(), bool)
+    assert_type(stop.wait(timeout=1), bool)
+    assert_type(stop.fileno(), int)
+    assert_type(mpkit.Signal.over(threading.Event()), mpkit.Signal)
+    assert_type(mpkit.Signal.over(multiprocessing.Event()), mpkit.Signal)
+    assert_type(mpkit.Signal.over(multiprocessing.Manager().Event()), mpkit.Signal)
+    stop.wait("1")  # type: ignore[arg-type]
+    mpkit.Signal("stop")  # type: ignore[call-arg]
+    mpkit.Signal.over(3)  # type: ignore[arg-type]
+
+
+async def signals_async(stop: mpkit.Signal) -> None:
+    assert_type(await stop, bool)
+
+
+# Channel
+
+
+def channels() -> None:
+    here, there = mpkit.channel(send=str, recv=int)
+    assert_type(here, mpkit.Channel[str, int])
+    assert_type(there, mpkit.Channel[int, str])
+    assert_type(here.send("x", timeout=1), None)
+    assert_type(here.recv(timeout=1), int)
+    assert_type(here.request("x"), int)
+    assert_type(here.poll(1), bool)
+    assert_type(here.fileno(), int)
+    assert_type(here.closed, bool)
+    assert_type(here.close_send(), None)
+    assert_type(here.close(), None)
+    for message in there:
+        assert_type(message, str)
+    with there as entered:
+        assert_type(entered, mpkit.Channel[int, str])
+    here.send(5)  # type: ignore[arg-type]
+    there.request("x")  # type: ignore[arg-type]
+    text: str = here.recv()  # type: ignore[assignment]
+    print(text)
+
+    anything, _ = mpkit.channel()
+    assert_type(anything, mpkit.Channel[Any, Any])
+    mpkit.channel(send=str, recv=int, codec="msgspec")
+    mpkit.channel(send=str)  # type: ignore[call-overload]
+    mpkit.channel(str, int, codec="json")  # type: ignore[call-overload]
+
+
+def variance(narrow: mpkit.Channel[int, bool], wide: mpkit.Channel[object, bool]) -> None:
+    """What sends anything can stand for what sends ints, and not the other way round."""
+    sends_bools: mpkit.Channel[bool, int] = narrow
+    sends_ints: mpkit.Channel[int, int] = wide
+    wide = narrow  # type: ignore[assignment]
+    print(sends_bools, sends_ints)
+
+
+async def channels_async(here: mpkit.Channel[str, int]) -> None:
+    assert_type(await here.send_async("x", timeout=1), None)
+    assert_type(await here.recv_async(timeout=1), int)
+    assert_type(await here.request_async("x"), int)
+    async for message in here:
+        assert_type(message, int)
+    await here.send_async(5)  # type: ignore[arg-type]
+
+
+# start and Job
+
+
+def jobs() -> None:
+    job = mpkit.start(area, 2, height=1.5)
+    assert_type(job, mpkit.Job[float])
+    assert_type(job.result(timeout=1), float)
+    assert_type(job.exception(), BaseException | None)
+    assert_type(job.exitcode, int | None)
+    assert_type(job.pid, int)
+    assert_type(job.name, str)
+    assert_type(job.is_alive(), bool)
+    assert_type(job.join(timeout=1), bool)
+    assert_type(job.terminate(), None)
+    assert_type(job.kill(), None)
+    with mpkit.start(hello) as entered:
+        assert_type(entered, mpkit.Job[str])
+    broader: mpkit.Job[object] = job
+    print(broader)
+    mpkit.start(area, "2", 1.5)  # type: ignore[arg-type]
+    mpkit.start(area, 2)  # type: ignore[call-arg]
+    mpkit.start(shout, "x", loud=1)  # type: ignore[call-arg]
+    mpkit.start(5)  # type: ignore[arg-type]
+    count: int = job.result()  # type: ignore[assignment]
+    print(count)
+
+
+async def jobs_async(job: mpkit.Job[str]) -> None:
+    assert_type(await job, str)
+
+
+# TaskPool: making one
+
+
+def pools(path: Path) -> None:
+    with mpkit.TaskPool() as pool:
+        assert_type(pool, mpkit.TaskPool)
+    mpkit.TaskPool(4, shout, ("x",), 100, "spawn", memory_limit=10**9, timeout=5, retries=2)
+    mpkit.TaskPool(processes=4, maxtasksperchild=10, context=multiprocessing.get_context("fork"))
+    mpkit.TaskPool(on=ThreadPoolExecutor())
+    assert_type(pool.executor, Executor)
+    assert_type(pool.close(), None)
+    assert_type(pool.terminate(), None)
+    assert_type(pool.join(timeout=1), bool)
+    stats = pool.stats()
+    assert_type(stats, mpkit.Stats)
+    assert_type(stats.done, int)
+    assert_type(stats.workers, list[mpkit.WorkerStats])
+    with pool.trace(path) as trace:
+        assert_type(trace, mpkit.Trace)
+    assert_type(mpkit.worker_state(), dict[str, Any])
+    mpkit.TaskPool("4")  # type: ignore[arg-type]
+    mpkit.TaskPool(timeout="5")  # type: ignore[arg-type]
+    mpkit.TaskPool(patience=5)  # type: ignore[call-arg]
+
+
+# TaskPool: in the accent of concurrent.futures
+
+
+def submitting(pool: mpkit.TaskPool) -> None:
+    task = pool.submit(area, 2, height=1.5)
+    assert_type(task, mpkit.Task[float])
+    future: Future[float] = task
+    print(future)
+    assert_type(task.result(timeout=1), float)
+    assert_type(task.get(), float)
+    assert_type(task.wait(1), None)
+    assert_type(task.ready(), bool)
+    assert_type(task.successful(), bool)
+    assert_type(task.cancel(), bool)
+    assert_type(task.name, str)
+    assert_type(task.number, int)
+    calls = pool.options(timeout=5, retries=2, retry_on=(OSError,), priority=1, name="area")
+    assert_type(calls, mpkit.Calls)
+    assert_type(calls.submit(hello), mpkit.Task[str])
+    pool.submit(area, "2", 1.5)  # type: ignore[arg-type]
+    pool.submit(area, 2)  # type: ignore[call-arg]
+    pool.options(retries="2")  # type: ignore[arg-type]
+    pool.options(tries=2)  # type: ignore[call-arg]
+    count: int = task.result()  # type: ignore[assignment]
+    print(count)
+
+
+async def submitting_async(pool: mpkit.TaskPool) -> None:
+    assert_type(await pool.submit(area, 2, 1.5), float)
+    async for number in pool.imap(len, ["x"]):
+        assert_type(number, int)
+    async with mpkit.TaskPool() as entered:
+        assert_type(entered, mpkit.TaskPool)
+
+
+# TaskPool: in the accent of multiprocessing
+
+
+def applying(pool: mpkit.TaskPool) -> None:
+    assert_type(pool.apply(hello), str)
+    assert_type(pool.apply(area, (2, 1.5)), float)
+    assert_type(pool.apply(shout, ("x",), {"times": 2}), str)
+    assert_type(pool.apply(shout, kwds={"text": "x"}), str)
+    assert_type(pool.apply_async(hello), mpkit.Task[str])
+    assert_type(pool.apply_async(area, (2, 1.5)), mpkit.Task[float])
+    assert_type(
+        pool.apply_async(area, (2, 1.5), callback=take_float, error_callback=take_error),
+        mpkit.Task[float],
+    )
+    assert_type(pool.apply_async(shout, ("x",), {"times": 2}, print, print), mpkit.Task[str])
+    pool.apply(area, ("2", 1.5))  # type: ignore[arg-type]
+    pool.apply(area, (2,))  # type: ignore[arg-type]
+    pool.apply_async(area, (2, "x"))  # type: ignore[arg-type]
+    pool.apply_async(hello, callback=take_int)  # type: ignore[misc]
+
+
+def mapping(pool: mpkit.TaskPool) -> None:
+    pairs = [(2, 1.5), (3, 2.5)]
+    assert_type(pool.map(len, ["x"], 10, progress=True), list[int])
+    assert_type(pool.map_async(len, ["x"], callback=print), mpkit.Task[list[int]])
+    assert_type(pool.starmap(area, pairs, progress="areas"), list[float])
+    assert_type(pool.starmap_async(area, pairs, callback=take_floats), mpkit.Task[list[float]])
+    results = pool.imap(len, ["x"], chunksize=2, progress=lambda done, total: print(done, total))
+    assert_type(results, mpkit.Results[int])
+    assert_type(results.next(timeout=1), int)
+    assert_type(next(results), int)
+    assert_type(results.close(), None)
+    assert_type(pool.imap_unordered(len, ["x"]), mpkit.Results[int])
+    for number in results:
+        assert_type(number, int)
+    pool.map(shout, [1])  # type: ignore[arg-type]
+    pool.imap(shout, [1])  # type: ignore[arg-type]
+    pool.map(len, ["x"], progress=3)  # type: ignore[arg-type]
+    pool.starmap(area, [(2, "x")])  # type: ignore[arg-type]
+    pool.map_async(len, ["x"], callback=take_int)  # type: ignore[arg-type]
+    texts: list[str] = pool.map(len, ["x"])  # type: ignore[arg-type]
+    print(texts)
+
+
+# wait
+
+
+def waiting(
+    signal: mpkit.Signal, here: mpkit.Channel[str, int], job: mpkit.Job[int], task: mpkit.Task[int]
+) -> None:
+    assert_type(mpkit.wait(signal, timeout=1), list[mpkit.Signal])
+    ready = mpkit.wait(signal, here, job, task)
+    if here in ready:
+        print(here.recv())
+    mpkit.wait(signal, timeout="1")  # type: ignore[arg-type]
+    mpkit.wait(signal, 5)  # type: ignore[type-var]
+
+
+# errors
+
+
+def errors() -> None:
+    family: list[type[mpkit.MpkitError]] = [
+        mpkit.BrokenChannel,
+        mpkit.ChannelClosed,
+        mpkit.ChannelMoved,
+        mpkit.ChannelTimeout,
+        mpkit.EndOfChannel,
+        mpkit.LimitMismatch,
+        mpkit.LimitTimeout,
+        mpkit.MessageTypeError,
+        mpkit.NotPicklable,
+        mpkit.PeerDied,
+        mpkit.PoolClosed,
+        mpkit.RemoteError,
+        mpkit.RemoteTraceback,
+        mpkit.ResultTimeout,
+        mpkit.RuntimeDirectoryError,
+        mpkit.TaskExit,
+        mpkit.TaskTimeout,
+        mpkit.WorkerDied,
+        mpkit.WorkerInitError,
+        mpkit.WouldDeadlock,
+    ]
+    builtin: list[type[Exception]] = [*family]
+    timeouts: list[type[TimeoutError]] = [
+        mpkit.ChannelTimeout,
+        mpkit.LimitTimeout,
+        mpkit.ResultTimeout,
+        mpkit.TaskTimeout,
+    ]
+    print(builtin, timeouts)
+
+
+def facts(died: mpkit.WorkerDied, peer: mpkit.PeerDied, mismatch: mpkit.LimitMismatch) -> None:
+    assert_type(died.pid, int | None)
+    assert_type(died.exitcode, int | None)
+    assert_type(died.reason, str)
+    assert_type(peer.reason, str | None)
+    assert_type(mismatch.wanted, int)

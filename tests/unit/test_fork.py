@@ -1,0 +1,235 @@
+"""What a forked child lets go of, and what travels with it."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import multiprocessing
+import os
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mpkit import ChannelMoved, Signal, _fork, channel, start
+from mpkit._link import Link
+from mpkit._process import Call
+from tests.support import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+pytestmark = [pytestmark, pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")]
+
+
+def in_a_forked_child(function: Callable[[], object]) -> None:
+    """Fork by hand, run ``function`` there, and fail if it raises."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_child_forked_by_hand_has_no_link_of_its_parent() -> None:
+    here, there = Link.pair()
+
+    def child() -> None:
+        assert here.closed
+        assert there.closed
+
+    in_a_forked_child(child)
+    assert not here.closed
+    here.close()
+    there.close()
+
+
+def test_a_child_forked_by_hand_has_no_descriptor_of_ours() -> None:
+    before = set(os.listdir("/dev/fd"))
+    here, there = channel()
+    job = start(here_we_stay, there)
+    ours = {fd for fd in os.listdir("/dev/fd") if fd not in before}
+    assert ours
+
+    def child() -> None:
+        # The pidfd of a job says only that it ended; it keeps nothing alive.
+        kept = {fd for fd in ours & set(os.listdir("/dev/fd")) if "pidfd" not in link(fd)}
+        assert not {fd for fd in kept if "socket" in link(fd)}, [link(fd) for fd in kept]
+
+    in_a_forked_child(child)
+    here.close()
+    job.result(PATIENCE)
+    job.join()
+
+
+def link(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+def here_we_stay(end: Any) -> None:
+    for _ in end:
+        pass
+
+
+def test_a_child_forked_by_hand_is_told_where_a_channel_stayed() -> None:
+    here, there = channel()
+    parent = os.getpid()
+
+    def child() -> None:
+        for end in (here, there):
+            with pytest.raises(ChannelMoved, match=f"stayed with process {parent}"):
+                end.send(1)
+            end.close()
+
+    in_a_forked_child(child)
+    here.send("still ours")
+    assert there.recv() == "still ours"
+    here.close()
+    there.close()
+
+
+def test_the_end_is_not_kept_open_by_a_child_forked_by_hand() -> None:
+    here, there = channel()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writer)
+        os.read(reader, 1)  # until the parent says so
+        os._exit(0)
+    there.close()
+    assert list(here) == []
+    here.close()
+    os.close(writer)
+    os.close(reader)
+    os.waitpid(pid, 0)
+
+
+def test_a_child_can_be_forked_while_threads_use_channels() -> None:
+    """Locks that they hold are made anew in the child, where nobody could let go."""
+    here, there = channel()
+    reading = threading.Thread(target=lambda: here.recv())
+    reading.start()
+
+    def child() -> None:
+        here.close()
+        left, right = channel()
+        left.send("new")
+        assert right.recv(PATIENCE) == "new"
+
+    in_a_forked_child(child)
+    there.send("end")
+    reading.join(PATIENCE)
+    here.close()
+    there.close()
+
+
+def test_forks_of_many_threads_at_once_do_not_deadlock() -> None:
+    context = multiprocessing.get_context("fork")
+
+    def fork_and_open() -> None:
+        for _ in range(5):
+            here, there = channel()
+            process = context.Process(target=int)
+            process.start()
+            process.join()
+            process.close()
+            here.close()
+            there.close()
+
+    threads = [threading.Thread(target=fork_and_open) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def fork_by_hand(end: Any) -> None:
+    """In a process that multiprocessing forked with ``end``: it stays there."""
+    in_a_forked_child(lambda: None)
+    end.send("still mine")
+
+
+def test_a_forked_child_that_forks_keeps_what_it_was_given() -> None:
+    here, there = channel()
+    process = multiprocessing.get_context("fork").Process(target=fork_by_hand, args=(there,))
+    process.start()
+    assert list(here) == ["still mine"]
+    process.join()
+    process.close()
+    here.close()
+
+
+class Named(tuple[Any, ...]):
+    """As a NamedTuple is: a tuple by another name."""
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda end: end,
+        lambda end: [end],
+        lambda end: (1, (2, [end])),
+        lambda end: {"key": {"inner": end}},
+        lambda end: {end},
+        lambda end: frozenset([end]),
+        lambda end: deque([end]),
+        lambda end: Named([1, end]),
+        lambda end: functools.partial(print, end),
+        lambda end: functools.partial(print, key=[end]),
+        lambda end: Call(print, (end,), {}),
+        lambda end: Call(print, (), {"key": end}),
+        lambda end: Call(functools.partial(print, end), (), {}),
+    ],
+)
+def test_a_channel_is_found_among_the_arguments(wrap: Callable[[Any], Any]) -> None:
+    here, there = channel()
+    found = _fork._contents({"_args": (wrap(here),)})
+    assert id(here) in found
+    assert id(here._end.link) in found
+    assert id(there) not in found
+    here.close()
+    there.close()
+
+
+def test_long_containers_are_not_searched() -> None:
+    here, there = channel()
+    assert id(here) not in _fork._contents({"_args": ([0] * 10_000 + [here],)})
+    here.close()
+    there.close()
+
+
+def test_arguments_that_contain_themselves_are_searched_once() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    assert id(endless) in _fork._contents({"_args": (endless,)})
+
+
+def test_what_was_known_and_is_garbage_is_not_told() -> None:
+    here, there = Link.pair()
+    here.close()
+    there.close()
+    known = len(_fork._known)
+    del here, there
+    gc.collect()
+    assert len(_fork._known) <= known - 2
+    in_a_forked_child(lambda: None)
+
+
+def test_signals_work_in_a_child_forked_by_hand() -> None:
+    signal = Signal()
+    in_a_forked_child(signal.set)
+    assert signal.is_set()

@@ -1,0 +1,297 @@
+"""Messages, packed and unpacked without a socket between."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import resource
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as np_strategies
+
+from mpkit import _parcel, _platform
+from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed
+from mpkit._parcel import pack, unpack, unpack_stream
+from mpkit._pickling import OUT_OF_BAND
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HEADER = b"a header"
+
+
+def sent(message: object) -> tuple[bytes, list[int]]:
+    """Return the packet of ``message`` with copies of its descriptors, as a receiver has."""
+    with contextlib.closing(pack(message, "it")) as parcel:
+        data, fds = parcel.seal(HEADER)
+        assert len(data) <= PACKET
+        assert data.startswith(HEADER)
+        return data[len(HEADER) :], [os.dup(fd) for fd in fds]
+
+
+def travelled(message: object) -> Any:
+    return unpack(*sent(message))
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Compare for equality, also what is not a number and what is an array."""
+    if isinstance(one, np.ndarray):
+        return (
+            isinstance(other, np.ndarray)
+            and one.dtype.newbyteorder("=") == other.dtype.newbyteorder("=")  # numpy's choice
+            and one.shape == other.shape
+            and (one.tobytes() == other.tobytes() or bool(np.all((one == other) | (one != one))))
+        )
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return (
+            type(one) is type(other)
+            and len(one) == len(other)
+            and all(alike(*both) for both in zip(one, other, strict=True))
+        )
+    return type(one) is type(other) and (one == other or one != one)
+
+
+def repeated(data: bytes) -> st.SearchStrategy[bytes]:
+    """Bytes of lengths around the limits at which something changes."""
+    edges = st.sampled_from([0, 1, OUT_OF_BAND, PACKET])
+    return st.builds(lambda edge, more: data * max(0, edge + more), edges, st.integers(-40, 40))
+
+
+arrays = np_strategies.arrays(
+    dtype=np_strategies.scalar_dtypes(),
+    shape=np_strategies.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6),
+)
+leaves = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.binary(max_size=20),
+    repeated(b"x"),
+    repeated(b"y").map(bytearray),
+    arrays,
+)
+messages = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.text(max_size=5), inner, max_size=4),
+        st.tuples(inner, inner),
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(messages)
+def test_any_message_arrives_equal(message: object) -> None:
+    assert alike(travelled(message), message)
+
+
+def large(dtype: str = "f8") -> np.ndarray[Any, Any]:
+    """An array that travels beside the stream."""
+    return np.arange(120 * 130).reshape(120, 130).astype(dtype)
+
+
+LAYOUTS: dict[str, Callable[[], Any]] = {
+    "C": large,
+    "Fortran": lambda: np.asfortranarray(large()),
+    "transposed": lambda: large().T,
+    "strided": lambda: large()[::2, ::3],
+    "reversed": lambda: large()[::-1],
+    "broadcast": lambda: np.broadcast_to(np.arange(5000.0), (20, 5000)),
+    "empty": lambda: np.empty((0, 100_000)),
+    "scalar": lambda: np.array(1.5),
+    "other byte order": lambda: large(">i4"),
+    "records": lambda: np.zeros(5000, dtype=[("number", "i4"), ("name", "S9")]),
+    "text": lambda: large("U9"),
+    "bool": lambda: large("?"),
+    "complex": lambda: large("c16"),
+    "time": lambda: large("i8").astype("M8[s]"),
+    "objects": lambda: np.array([{"any": "thing"}, [1], None] * 5000, dtype=object),
+    "masked": lambda: np.ma.masked_less(large(), 7.0),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_array_of_any_layout_arrives_equal_and_writable(layout: str) -> None:
+    array = LAYOUTS[layout]()
+    arrived = travelled(["before", array, "after"])[1]
+    assert type(arrived) is type(array)
+    assert arrived.dtype == array.dtype
+    assert np.array_equal(np.ma.filled(arrived, 0), np.ma.filled(array, 0))
+    if array.flags.writeable:
+        arrived[...] = array.flat[0] if array.size else 0  # it may be written to
+
+
+def test_a_read_only_array_stays_read_only() -> None:
+    array = large()
+    array.flags.writeable = False
+    assert not travelled(array).flags.writeable
+
+
+def test_writing_to_what_arrived_changes_no_other_copy() -> None:
+    """The sender may have to send the same segment again."""
+    array = large()
+    data, fds = sent(array)
+    once, again = unpack(data, [os.dup(fd) for fd in fds]), unpack(data, fds)
+    once[...] = -1
+    assert np.array_equal(again, array)
+    assert np.array_equal(array, large())
+
+
+def test_the_same_array_twice_arrives_as_one() -> None:
+    array = large()
+    one, other = travelled([array, array])
+    assert one is other
+    assert np.array_equal(one, array)
+
+
+@pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize("size", [0, 10, OUT_OF_BAND, PACKET - 50, PACKET, 3_000_000])
+def test_a_buffer_arrives_equal(make: Callable[[bytes], Any], size: int) -> None:
+    message = pickle.PickleBuffer(make(os.urandom(size)))
+    arrived = travelled([message])[0]
+    assert bytes(arrived) == bytes(message)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        memoryview(b"abc"),
+        memoryview(bytearray(b"abcdef"))[::2],
+        memoryview(b""),
+        memoryview(np.arange(90_000)),
+        memoryview(np.arange(90_000.0).reshape(300, 300)),
+    ],
+    ids=["bytes", "strided", "empty", "large", "two dimensions"],
+)
+def test_a_memoryview_arrives_equal(view: memoryview) -> None:
+    arrived = travelled([view])[0]
+    assert arrived == view
+    assert arrived.readonly == (view.readonly or not view.contiguous)
+
+
+def test_hundreds_of_buffers_take_one_descriptor() -> None:
+    arrays = [np.full(OUT_OF_BAND, number, "u2") for number in range(2 * MOST_DESCRIPTORS)]
+    data, fds = sent(arrays)
+    assert len(fds) == 1
+    assert all(map(np.array_equal, unpack(data, fds), arrays))
+
+
+def test_parts_are_aligned() -> None:
+    arrived = travelled([np.arange(3000.0), np.arange(3001.0), "x" * 13])
+    assert [array.ctypes.data % 16 for array in arrived[:2]] == [0, 0]
+
+
+def test_own_keeps_what_was_packed() -> None:
+    array = np.asfortranarray(large())
+    before, memory = array.copy(), array.T.tobytes()
+    with contextlib.closing(pack([array, pickle.PickleBuffer(array)], "it")) as parcel:
+        parcel.own()
+        array[...] = 0
+        data, fds = parcel.seal()
+        arrived, raw = unpack(data, [os.dup(fd) for fd in fds])
+    assert np.array_equal(arrived, before)
+    assert bytes(raw) == memory
+
+
+def test_unpickling_errors_are_the_users_and_leak_nothing() -> None:
+    data, fds = sent([large(), Fails()])
+    with pytest.raises(EOFError, match="mine"):
+        unpack(data, fds)
+    assert all(closed(fd) for fd in fds)
+
+
+class Fails:
+    def __reduce__(self) -> Any:
+        return fail, ()
+
+
+def fail() -> None:
+    raise EOFError("mine")
+
+
+def closed(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return True
+    return False
+
+
+def segment(content: bytes, size: int | None = None) -> int:
+    fd = _platform.anonymous_file(len(content) if size is None else size)
+    os.pwrite(fd, content, 0)
+    return fd
+
+
+SEGMENTS = {
+    "empty": b"",
+    "short": b"\1",
+    "no parts": struct.pack("=QQ", 0, 0),
+    "negative count": struct.pack("=qQ", -1, 0) + bytes(100),
+    "huge count": struct.pack("=QQ", 2**63, 1) + bytes(100),
+    "count of all there is": struct.pack("=QQ", 2, 1),
+    "huge part": struct.pack("=QQ", 1, 2**63) + bytes(100),
+    "parts that overflow": struct.pack("=QQQ", 2, 2**64 - 1, 2**64 - 1) + bytes(100),
+    "beyond the end": struct.pack("=QQ", 1, 101) + bytes(100),
+}
+
+
+@pytest.mark.parametrize("kind", SEGMENTS)
+@pytest.mark.parametrize("read", [unpack, unpack_stream])
+def test_a_malformed_segment_is_named_so(read: Callable[..., Any], kind: str) -> None:
+    fd = segment(SEGMENTS[kind])
+    with pytest.raises(Malformed):
+        read(b"\x01", [fd])
+    assert closed(fd)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x02", b"GET / HTTP/1.0", b"\x01"])
+@pytest.mark.parametrize("read", [unpack, unpack_stream])
+def test_an_unknown_packet_is_malformed(read: Callable[..., Any], data: bytes) -> None:
+    with pytest.raises(Malformed):
+        read(data, [])
+
+
+def test_a_descriptor_that_is_no_memory_is_malformed() -> None:
+    reader, writer = os.pipe()
+    with pytest.raises(Malformed):
+        unpack(b"\x01", [reader])
+    assert closed(reader)
+    os.close(writer)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 200))
+def test_no_segment_costs_more_memory_than_it_has(content: bytes, more: int) -> None:
+    fd = segment(content, len(content) + more)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(Malformed):
+        unpack_stream(b"\x01", [fd])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    assert closed(fd)
+
+
+def test_claiming_what_did_not_arrive_is_malformed() -> None:
+    stream = pickle.dumps(Claims(0))
+    with pytest.raises(Malformed, match="descriptor"):
+        unpack(b"\x00" + stream, [])
+
+
+class Claims:
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __reduce__(self) -> Any:
+        return _parcel.claim, (self.index,)
