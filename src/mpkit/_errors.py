@@ -142,7 +142,7 @@ class EndOfChannel(MpkitError, EOFError):
 class PeerDied(EndOfChannel):
     """The other end's process died without closing it; its last messages may be missing.
 
-    ``pid`` and ``reason`` (for instance ``"killed by SIGKILL"``) are None where they
+    ``pid`` and ``reason`` (for instance ``"was killed by SIGKILL"``) are None where they
     cannot be known.
     """
 
@@ -193,7 +193,7 @@ class WorkerDied(MpkitError):
 
     ``what`` is the call, ``pid`` its process, ``exitcode`` as in
     `multiprocessing.Process.exitcode` (negative: the number of a signal), and
-    ``reason`` says it in words (``"killed by SIGKILL"``).
+    ``reason`` says it in words (``"was killed by SIGKILL"``).
     """
 
     def __init__(self, what: str, pid: int | None, exitcode: int | None, reason: str) -> None:
