@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -94,6 +95,20 @@ def test_an_idle_worker_that_is_killed_is_replaced(start_method: str) -> None:
             os.kill(pid, signal.SIGKILL)
             wait_for_the_death_of(pid)  # until then it might take a task
             check_that_it_goes_on(pool)
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="epoll alone keeps what was closed")
+def test_what_a_forked_child_still_has_open_does_not_wake_the_pool_for_ever() -> None:
+    with mpkit.TaskPool(1) as pool:
+        pid = pool.apply(poolwork.pid_of_worker)
+        engine: Any = pool._backend
+        (worker,) = engine._crew.values()
+        copy = os.dup(worker.outbox.fd)
+        os.kill(pid, signal.SIGKILL)
+        wait_for_the_death_of(pid)
+        check_that_it_goes_on(pool)
+        until(lambda: not engine._selector._selector.poll(0))
+        os.close(copy)
 
 
 def test_a_thousand_tasks_of_which_some_kill_their_worker(

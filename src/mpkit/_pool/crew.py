@@ -44,6 +44,7 @@ class Worker:
         # Sizes of packets and their tasks, for a system whose sockets know no packets.
         self._sent: deque[tuple[int, list[int]]] = deque()
         self.retiring = False
+        self.hung_up = False
         try:
             self.child = Child(worker.main, (reader, writer, init, report_memory), context)
         except BaseException:
@@ -83,13 +84,13 @@ class Worker:
     def reports(self) -> Iterator[tuple[Ready | InitFailed | Done, list[int]]]:
         """Yield what it reported, and the descriptors that came with it. Never blocks.
 
-        Once it has closed its end, ``outbox`` is closed here too.
+        Once it has closed its end, ``hung_up`` is true, and there is nothing more.
         """
         for _ in range(REPORTS_AT_A_TIME):
             try:
                 packet = self.outbox.receive(_NOW)
             except LinkDown:
-                self.outbox.close()
+                self.hung_up = True
                 return
             if packet is None:
                 return
@@ -98,7 +99,7 @@ class Worker:
 
     def has_reports(self) -> bool:
         """Tell whether `reports` would yield something, or find the end."""
-        return not self.outbox.closed and bool(_wait.poll([self.outbox.fd], 0))
+        return not self.hung_up and bool(_wait.poll([self.outbox.fd], 0))
 
     def take_back(self) -> list[int]:
         """Return the tasks that it has not taken from its inbox; it will never get them."""

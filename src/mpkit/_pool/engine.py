@@ -213,7 +213,6 @@ class Engine:
         worker = self._crew.get(number)
         if worker is None:  # it ended in the same round
             return
-        fd = worker.outbox.fd
         for message, fds in worker.reports():
             match message:
                 case wire.Done():
@@ -222,8 +221,8 @@ class Engine:
                     self._schedule.started(number)
                 case wire.InitFailed(error):
                     self._init_error = _outcome.unpack_error(error, fds)
-        if worker.outbox.closed:  # its death, which we watch, will tell us more
-            self._selector.unregister(fd)
+        if worker.hung_up:  # its death, which we watch, will tell us more
+            self._unwatch(worker.outbox.fd)
 
     def _done(self, number: int, done: wire.Done, fds: list[int]) -> None:
         worker = self._crew[number]
@@ -252,17 +251,22 @@ class Engine:
             self._read_reports(number)
         self._schedule.returned(number, worker.take_back())
         self._schedule.died(number)
-        self._unwatch(worker)
+        self._unwatch(worker.outbox.fd)
+        self._unwatch(worker.child.sentinel)
         self.recorder.worker_ended(worker.pid, worker.ended, worker.retiring)
         # The errors of what it ran name its process, so they are made before it is gone.
         self._act()
         del self._crew[number]
         worker.close()
 
-    def _unwatch(self, worker: Worker) -> None:
-        self._selector.unregister(worker.child.sentinel)
-        if not worker.outbox.closed:
-            self._selector.unregister(worker.outbox.fd)
+    def _unwatch(self, fd: int) -> None:
+        """Watch a descriptor no more, before it is closed; again is fine.
+
+        A closed one would stay with epoll for as long as a forked child has a copy of it,
+        and its events would then be taken for those of the next one with that number.
+        """
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(fd)
 
     # what the schedule decides
 
@@ -367,8 +371,8 @@ class Engine:
                 worker.child.signal(signal.SIGKILL)
                 worker.child.join(None)
             self.recorder.worker_ended(worker.pid, "was stopped", True)
-            with contextlib.suppress(KeyError):  # it was just dying when this was asked for
-                self._unwatch(worker)
+            self._unwatch(worker.outbox.fd)
+            self._unwatch(worker.child.sentinel)
             worker.close()
         self._crew.clear()
 
