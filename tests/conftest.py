@@ -121,6 +121,10 @@ def _descriptors() -> Counter[str]:
     if _lifeline._own is not None:
         ours |= {_lifeline._own._reader, _lifeline._own._writer}
     files = {semaphore._path for semaphore, _ in _limit._sites.values()}
+    for slots in [semaphore._slots for semaphore, _ in _limit._sites.values()]:
+        bells = slots.bells if slots else None
+        ours |= {fd for bell in bells._mine.values() for fd in bell.fds()} if bells else set()
+        ours |= set(bells._rung.values()) if bells else set()
     for fd in _listed("/proc/self/fd"):
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{fd}")

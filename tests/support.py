@@ -72,7 +72,7 @@ def exists(pid: int) -> bool:
 
 def in_line(semaphore: Semaphore) -> int:
     """Return how many wait for a slot (or did when they were killed)."""
-    return len(semaphore._opened().bells.names())
+    return len(semaphore._opened().queue.entries())
 
 
 def _threads(pid: int) -> list[str]:

@@ -1,124 +1,179 @@
-"""The queue of those who wait for a slot: a folder of bells.
+"""Bells: how one process wakes a certain thread or task of another.
 
 A bell is a FIFO that its owner opened for reading and writing: it rings by a byte in
-it. Its name begins with a ticket, so that the folder sorts in the order of arrival, and
-ends with the pid of its owner. Here is only what can be done to bells; who rings whom,
-and why no ring is ever lost, is written in `_waiter`.
+it. Making one costs more than all else in waiting, so who has waited keeps his bell for
+the next time, and who has rung one keeps it open. So a bell may ring for somebody who
+has it no more: it means "look again", and never more than that.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+from typing import Final
 
-from mpkit import _fork
+from mpkit import _fork, _platform
+
+#: How many bells a process keeps of those that nobody waits with: for as many threads.
+IDLE: Final = 8
+#: How many descriptors are kept for bells of others, and of processes by one who waits.
+KEPT: Final = 64
+
+
+class Bell:
+    """A bell of this process, and what its present owner watches besides it."""
+
+    def __init__(self, token: int, fd: int) -> None:
+        self.token = token
+        self.fd = fd
+        #: By pid. Kept with the bell, since who waits again mostly waits for the same.
+        self.pidfds: dict[int, int] = {}
+
+    def drain(self) -> None:
+        """Silence it."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd, 1 << 16)
+
+    def fds(self) -> list[int]:
+        """Return all descriptors."""
+        return [self.fd, *self.pidfds.values()]
+
+    def close(self) -> None:
+        """Close all descriptors; again is fine."""
+        fds, self.fd, self.pidfds = self.fds(), -1, {}
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
 
 
 class Bells:
-    """The bells that hang in ``folder``, which need not exist."""
+    """The bells that this process has, or rings, in ``folder``, which need not exist.
+
+    Not safe for threads: `Slots` has a mutex.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        #: Those that this process hung up; tells them from those of a dead namesake.
-        self.own: set[str] = set()
+        self._mine: dict[int, Bell] = {}
+        self._idle: list[Bell] = []
+        self._rung: dict[int, int] = {}
 
-    def hang(self, name: str) -> int:
-        """Hang up a bell of this process, named by `name_for`; return it opened."""
-        path = self._path(name)
-        self.own.add(name)
-        while True:
+    def borrow(self) -> Bell:
+        """Return a bell for one who waits; it may still ring from another time."""
+        return self._idle.pop() if self._idle else self._make()
+
+    def give_back(self, bell: Bell) -> None:
+        """Keep a bell for the next one who waits."""
+        if bell.fd < 0 or bell in self._idle:
+            return
+        if len(bell.pidfds) > KEPT or len(self._idle) >= IDLE:
+            self._unmake(bell)
+        else:
+            self._idle.append(bell)
+
+    def ring(self, pid: int, token: int) -> None:
+        """Ring a bell, if it exists. Never blocks."""
+        mine = self._mine.get(token)
+        if mine in self._idle or not token:
+            return
+        fd = self._rung.get(token) if mine is None else mine.fd
+        if fd is None:
+            fd = self._open(pid, token)
+        if fd >= 0:
+            with contextlib.suppress(BlockingIOError):  # full: it was rung often enough
+                os.write(fd, b"!")
+
+    def ring_own(self) -> None:
+        """Ring all bells of this process."""
+        for token in self._mine:
+            self.ring(os.getpid(), token)
+
+    def _open(self, pid: int, token: int) -> int:
+        path = self._path(pid, token)
+        # Guarded: a child that is forked just now would keep it open for good.
+        with _fork.guard:
+            if len(self._rung) >= KEPT:
+                self._stop_ringing()
+            # For reading too: if its owner closes it, writing would raise SIGPIPE, which
+            # kills a program that has set that to its default.
             try:
-                os.mkfifo(path, 0o600)
-                return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            except FileNotFoundError:  # there is no queue yet, or it was just removed
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(self.folder, 0o700)
+                fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:  # its owner closed it, or it was deleted underneath
+                fd = _platform.open_deleted(path, pid, os.O_RDWR | os.O_NONBLOCK)
+            if fd >= 0:
+                self._rung[token] = fd
+            return fd
 
-    def take_down(self, name: str) -> None:
-        """Remove a bell: its owner's turn has come, or will never come."""
+    def _make(self) -> Bell:
+        token = secrets.randbits(63)
+        path = self._path(os.getpid(), token)
+        with _fork.guard:
+            self._sweep()
+            while True:
+                try:
+                    os.mkfifo(path, 0o600)
+                    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                    break
+                except FileNotFoundError:  # nobody has waited yet, or it was just removed
+                    os.makedirs(self.folder, 0o700, exist_ok=True)
+            bell = self._mine[token] = Bell(token, fd)
+            return bell
+
+    def _unmake(self, bell: Bell) -> None:
+        self._mine.pop(bell.token, None)
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path(name))
-        self.own.discard(name)
+            os.unlink(self._path(os.getpid(), bell.token))
+        bell.close()
 
-    def names(self) -> list[str]:
-        """Return the bells in the order of arrival, those of the dead among them."""
+    def _sweep(self) -> None:
+        """Remove the bells of processes that were killed."""
+        for name in self._names():
+            pid = int(name.partition("-")[0])
+            if not (_platform.exists(pid) or _heard(f"{self.folder}/{name}")):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{self.folder}/{name}")
+
+    def _names(self) -> list[str]:
         try:
-            return sorted(os.listdir(self.folder))
+            return os.listdir(self.folder)
         except FileNotFoundError:
             return []
 
-    def ring(self, *, after: str = "") -> bool:
-        """Ring the first one after ``after`` whose process exists; False if there is none."""
-        return any(self.ring_one(name) for name in self.names() if name > after)
-
-    def ring_one(self, name: str) -> bool:
-        """Ring a bell; False if it was taken down, or its process does not exist."""
-        if not self._has_process(name):
-            self.take_down(name)
-            return False
-        # Guarded: a child that is forked just now would keep the bell open for good.
-        with _fork.guard:
-            return self._strike(name)
-
-    def _strike(self, name: str) -> bool:
-        # For reading too: if its owner closes it right now, then writing would raise
-        # SIGPIPE, which kills a program that has set that to its default.
-        try:
-            fd = os.open(self._path(name), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:  # it stopped waiting, and rings the next one itself
-            return False
-        try:
-            with contextlib.suppress(BlockingIOError):  # full: it was rung often enough
-                os.write(fd, b"!")
-        finally:
+    def _stop_ringing(self) -> None:
+        rung, self._rung = self._rung, {}
+        for fd in rung.values():
             os.close(fd)
-        return True
 
-    def _has_process(self, name: str) -> bool:
-        pid = ticket_and_owner(name)[1]
-        if pid == os.getpid():
-            return name in self.own
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # the pid went to another user's process; see `hangs`
-            return True
-        return True
+    def close(self) -> None:
+        """Remove the bells of this process: it does not use the semaphore any more."""
+        for bell in list(self._mine.values()):
+            self._unmake(bell)
+        self.forget()
 
-    def hangs(self, name: str) -> bool:
-        """Tell whether somebody has the bell open, that is, hears it."""
-        with _fork.guard:
-            try:
-                fd = os.open(self._path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            except OSError:  # ENOENT: it was taken down. ENXIO: nobody reads it
-                return False
-            os.close(fd)
-            return True
+    def forget(self) -> None:
+        """Let go of all bells, in a forked child: they are its parent's."""
+        mine, self._mine, self._idle = self._mine, {}, []
+        for bell in mine.values():
+            bell.close()
+        self._stop_ringing()
 
     def remove(self) -> None:
-        """Remove the folder if it is empty; nobody has the semaphore open any more."""
-        for name in self.names():
-            self.take_down(name)
+        """Remove the folder: nobody has the semaphore open any more."""
+        for name in self._names():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.folder}/{name}")
         with contextlib.suppress(OSError):
             os.rmdir(self.folder)
 
-    def _path(self, name: str) -> str:
-        return f"{self.folder}/{name}"
+    def _path(self, pid: int, token: int) -> str:
+        return f"{self.folder}/{pid}-{token:016x}"
 
 
-def name_for(ticket: int, pid: int) -> str:
-    """Return the name of a bell."""
-    return f"{ticket:020d}-{pid}"
-
-
-def ticket_and_owner(name: str) -> tuple[int, int]:
-    """Return a bell's ticket, and the pid of the process that hung it up."""
-    ticket, _, pid = name.partition("-")
-    return int(ticket), int(pid)
-
-
-def drain(fd: int) -> None:
-    """Silence an opened bell."""
-    with contextlib.suppress(BlockingIOError):
-        os.read(fd, 1 << 16)
+def _heard(path: str) -> bool:
+    """Tell whether anybody has a bell open."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:  # ENOENT: it was removed. ENXIO: nobody reads it
+        return False
+    return True

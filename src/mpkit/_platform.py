@@ -120,15 +120,22 @@ _DARWIN: Final = sys.platform == "darwin"
 _FLOCK: Final = struct.Struct("@qqihh" if _DARWIN else "@hhqqi4x")
 
 
-def lock_byte(fd: int, offset: int, *, shared: bool = False, block: bool = False) -> bool:
+_lockf = fcntl.lockf
+_EX: Final = fcntl.LOCK_EX
+_SH: Final = fcntl.LOCK_SH
+_NB: Final = fcntl.LOCK_NB
+_UN: Final = fcntl.LOCK_UN
+
+
+def lock_byte(fd: int, offset: int, shared: bool = False, block: bool = False) -> bool:
     """Lock one byte of ``fd`` for this process; False if another process has it.
 
     It is freed by `unlock_byte`, at the death of the process, and when the process
     closes *any* descriptor of the same file. A forked child does not inherit it.
     """
-    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    how = _SH if shared else _EX
     try:
-        fcntl.lockf(fd, how if block else how | fcntl.LOCK_NB, 1, offset)
+        _lockf(fd, how if block else how | _NB, 1, offset)
     except (BlockingIOError, PermissionError):
         return False
     return True
@@ -136,7 +143,7 @@ def lock_byte(fd: int, offset: int, *, shared: bool = False, block: bool = False
 
 def unlock_byte(fd: int, offset: int) -> None:
     """Give a byte back."""
-    fcntl.lockf(fd, fcntl.LOCK_UN, 1, offset)
+    _lockf(fd, _UN, 1, offset)
 
 
 def foreign_lock(fd: int, start: int, length: int) -> tuple[int, int, int] | None:
@@ -161,6 +168,63 @@ def process_name(pid: int) -> str:
     except OSError:
         return "?"
     return words or "?"
+
+
+def exists(pid: int) -> bool:
+    """Tell whether there is a process ``pid``, one that was not reaped included."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+#: Whether who opens a file can find those who use one that was deleted from its path.
+FINDS_DELETED: Final = LINUX and os.path.exists("/proc/locks")
+
+
+def lockers(offset: int) -> dict[int, set[int]]:
+    """Return which processes have a record lock that begins at ``offset``: pids by inode.
+
+    In any file of any device; {} where `FINDS_DELETED` is false.
+    """
+    found: dict[int, set[int]] = {}
+    if FINDS_DELETED:
+        with open("/proc/locks", encoding="ascii") as file:
+            for line in file:
+                # 1: POSIX  ADVISORY  READ 1234 08:01:5678 0 EOF; with "->" where it waits
+                words = line.split()
+                if words[1] == "POSIX" and words[6] == str(offset):
+                    found.setdefault(int(words[5].rpartition(":")[2]), set()).add(int(words[4]))
+    return found
+
+
+def open_deleted(path: str, pid: int, flags: int) -> int:
+    """Open a file that was deleted from ``path``, but that process ``pid`` has open; or -1.
+
+    The same file: not what may be at the path by now. Only where there is a /proc.
+    """
+    if not FINDS_DELETED:
+        return -1
+    folder, name = os.path.split(path)
+    sought = f"{os.path.realpath(folder)}/{name} (deleted)"
+    try:
+        links = [f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:  # it is gone, or another user's
+        return -1
+    for link in links:
+        try:
+            if os.readlink(link) != sought:
+                continue
+            fd = os.open(link, flags | os.O_CLOEXEC)
+        except OSError:  # it was closed meanwhile
+            continue
+        if os.readlink(f"/proc/self/fd/{fd}") == sought:  # and not what has the number now
+            return fd
+        os.close(fd)
+    return -1
 
 
 def resident_bytes() -> int:

@@ -76,6 +76,13 @@ class Home:
                 return fd
             os.close(fd)
 
+    def restore(self) -> None:
+        """Make the folder anew if it was deleted underneath."""
+        with _fork.guard:
+            if self._fd >= 0 and not leads_to(self.path, self._fd):
+                deleted, self._fd = self._fd, self._enter()
+                os.close(deleted)
+
     @property
     def left(self) -> bool:
         """Whether this process uses it no more."""
@@ -127,6 +134,12 @@ def hold(folder: str) -> None:
     """
     base, name = os.path.split(folder)
     _home(name, base)
+
+
+def restore(folder: str) -> None:
+    """Make ``folder`` anew, which this process uses: it was deleted underneath."""
+    hold(folder)
+    _homes[folder].restore()
 
 
 def unusable(path: str, error: OSError) -> RuntimeDirectoryError:

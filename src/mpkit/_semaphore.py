@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 #: How multiprocessing calls a root process; its command line says more.
 _MAIN: Final = "MainProcess"
 
+_ident = threading.get_ident
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -177,12 +179,12 @@ class Semaphore:
 
         """
         slots = self._slots or self._opened()
-        owner = threading.get_ident()
+        owner = _ident()
         if timeout is not None:
             _wait.check_timeout(timeout)
         if not block or timeout == 0:
             return slots.take(owner)
-        if slots.take(owner, overtake=False):
+        if slots.take(owner, False):
             return True
         deadline = self._deadline(slots, owner, timeout)
         with Waiter(slots, owner) as waiter:
@@ -235,13 +237,11 @@ class Semaphore:
 
         """
         slots = self._slots or self._opened()
-        owner: Owner = threading.get_ident()
-        if not slots.holds(owner):
-            owner = _current_task()
-        self._give(slots, owner)
+        if not slots.give(_ident()):
+            self._give(slots, _current_task())
 
     def _give(self, slots: Slots, owner: Owner) -> None:
-        if not slots.give(owner):
+        if not (slots.give(owner) or slots.give_any()):
             raise ValueError(
                 f"process {os.getpid()} released {self._place} without holding a slot of it"
             )
@@ -257,7 +257,7 @@ class Semaphore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._give(self._slots or self._opened(), threading.get_ident())
+        self._give(self._slots or self._opened(), _ident())
 
     async def __aenter__(self) -> Self:
         if not await self.acquire_async(self._timeout):

@@ -22,19 +22,24 @@ from mpkit._errors import LimitMismatch
 # Locks lie beside the content, not on it: a slot's is at its number.
 USE: Final = 1 << 30
 JOIN: Final = USE + 1
+#: An entry of the queue has the lock at this plus its index. Nothing lies behind these.
+PLACES: Final = USE + (1 << 20)
 
-# magic, slots, last ticket, whether somebody waits, place, ticket and pid of who is first;
-# then the notes: pid, since when, process name.
-MAGIC: Final = b"mpkit\0s1"
+# magic, slots, last ticket, whether somebody waits, place; who is first: index, ticket,
+# bell, pid; how many entries the queue's table has. Then the notes: pid, since when,
+# process name. Then, not mapped because it grows, the table (see `_queue`).
+MAGIC: Final = b"mpkit\0s2"
 HEADER: Final = struct.Struct("<8sQQB7x208s16x")
 PLACE_SIZE: Final = 208
 TICKET: Final = struct.Struct("<Q")
 TICKET_AT: Final = 16
 WAITED_FOR: Final = 24
-FIRST: Final = struct.Struct("<Qq")
+FIRST: Final = struct.Struct("<QQQq")
 FIRST_AT: Final = 240
+COUNT: Final = struct.Struct("<Q")
+COUNT_AT: Final = 272
 NOTE: Final = struct.Struct("<qd48s")
-NOTES_AT: Final = 256
+NOTES_AT: Final = 320
 #: Beyond these many slots nobody notes who holds one: the file would grow too large.
 NOTED: Final = 1024
 
@@ -46,14 +51,27 @@ HUNGRY: Final = 2
 
 
 def open_file(path: str, slots: int, place: str) -> tuple[int, mmap.mmap]:
-    """Open the file at ``path``, or lay it out; return its descriptor and its content."""
+    """Open the file at ``path``, or lay it out; return its descriptor and its content.
+
+    If a file was deleted from there underneath its users, then it is theirs: all who
+    come meet them on it, until the last one is gone. (Only where the system tells of
+    them, which macOS does not.)
+    """
     while True:
+        fd = _open(path)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise _runtime.unusable(path, error) from error
-        try:
-            content = _enter(fd, path, slots, place)
+            alone = _platform.lock_byte(fd, USE)
+            theirs = _open_namesake(path, fd) if alone else -1
+            if theirs >= 0:
+                # Ours was laid out by nobody; who has opened it meanwhile waits for USE.
+                os.unlink(path)
+                os.close(fd)
+                fd, alone = theirs, _platform.lock_byte(theirs, USE)
+            content = None
+            if theirs < 0:
+                content = _enter(fd, path, slots, place, alone=alone)
+            elif not alone:
+                content = _adopt(fd, path, slots, place)
         except BaseException:
             os.close(fd)
             raise
@@ -62,12 +80,44 @@ def open_file(path: str, slots: int, place: str) -> tuple[int, mmap.mmap]:
         os.close(fd)
 
 
-def _enter(fd: int, path: str, slots: int, place: str) -> mmap.mmap | None:
+def _open(path: str) -> int:
+    while True:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:  # the folder was deleted underneath
+            _runtime.restore(os.path.dirname(path))
+        except OSError as error:
+            raise _runtime.unusable(path, error) from error
+
+
+def _open_namesake(path: str, fd: int) -> int:
+    """Open the file that was deleted from ``path`` and is in use; -1 if there is none.
+
+    The caller is alone with the file that is there now.
+    """
+    users = _platform.lockers(USE)
+    users.pop(os.fstat(fd).st_ino, None)
+    for there in os.scandir(os.path.dirname(path)) if users else ():
+        users.pop(there.inode(), None)  # most users have files that were not deleted
+    pids = {pid for found in users.values() for pid in found if pid > 0} - {os.getpid()}
+    opened = (_platform.open_deleted(path, pid, os.O_RDWR) for pid in pids)
+    return next((theirs for theirs in opened if theirs >= 0), -1)
+
+
+def _adopt(fd: int, path: str, slots: int, place: str) -> mmap.mmap | None:
+    """Share the USE lock of a deleted file with its users; None if it is not to be used."""
+    lock_soon(fd, USE, shared=True)
+    # Looked at after locking, as he who makes a file looks for us after making it: of two
+    # who do both at once, one at least sees the other, and begins anew.
+    return None if os.path.lexists(path) else _map(fd, slots, place)
+
+
+def _enter(fd: int, path: str, slots: int, place: str, *, alone: bool) -> mmap.mmap | None:
     """Share the USE lock and map the content; None if the file is not the right one any more."""
-    size = NOTES_AT + min(slots, NOTED) * NOTE.size
-    if _platform.lock_byte(fd, USE):
+    if alone:
         # Written, not just made long: a mapped page for which the disk has no room is SIGBUS.
         # The magic comes last, in case we are killed here.
+        size = _size(slots)
         try:
             os.ftruncate(fd, size)
             os.pwrite(fd, bytes(size), 0)
@@ -77,15 +127,21 @@ def _enter(fd: int, path: str, slots: int, place: str) -> mmap.mmap | None:
         _platform.lock_byte(fd, USE, shared=True)
     else:
         lock_soon(fd, USE, shared=True)  # who has it exclusively lays the file out just now
-    if not _runtime.leads_to(path, fd):
-        return None
+    return _map(fd, slots, place) if _runtime.leads_to(path, fd) else None
+
+
+def _map(fd: int, slots: int, place: str) -> mmap.mmap | None:
     header = os.pread(fd, HEADER.size, 0)
     if len(header) < HEADER.size or not header.startswith(MAGIC):
         return None  # he who laid it out was killed in the middle
     existing = HEADER.unpack(header)[1]
     if existing != slots:
         raise LimitMismatch(place, slots, existing)
-    return mmap.mmap(fd, size)
+    return mmap.mmap(fd, _size(slots))
+
+
+def _size(slots: int) -> int:
+    return NOTES_AT + min(slots, NOTED) * NOTE.size
 
 
 def lock_soon(fd: int, offset: int, *, shared: bool = False) -> bool:

@@ -17,6 +17,7 @@ How the file is laid out and opened is in `_slotfile`.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import threading
@@ -25,21 +26,17 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from mpkit import _fork, _platform, _runtime
-from mpkit._bells import Bells, name_for, ticket_and_owner
+from mpkit._bells import Bell, Bells
 from mpkit._errors import LimitMismatch
+from mpkit._queue import Place, Queue
 from mpkit._slotfile import (
-    FIRST,
-    FIRST_AT,
     HEADER,
     HUNGRY,
     JOIN,
-    NOBODY,
     NOTE,
     NOTED,
     NOTES_AT,
     SOMEBODY,
-    TICKET,
-    TICKET_AT,
     USE,
     WAITED_FOR,
     lock_soon,
@@ -48,6 +45,14 @@ from mpkit._slotfile import (
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+# For the calls of each `take` and `give`: to look them up costs as much as some of them.
+_lockf = fcntl.lockf
+_NOW: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
+_FREE: Final = fcntl.LOCK_UN
+_now = time.time
+_pack_note = NOTE.pack_into
+_NOTE_SIZE: Final = NOTE.size
 
 #: Who holds a slot within this process: the ident of a thread, or an asyncio task.
 Owner: TypeAlias = Hashable
@@ -75,7 +80,11 @@ class Slots:
         self._free: list[int] = []
         self._held: dict[Owner, list[int]] = {}
         self._start_over()
-        self._fd, self._map = open_file(path, slots, place)
+        self._open()
+
+    def _open(self) -> None:
+        self._fd, self._map = open_file(self.path, self.slots, self.place)
+        self.queue = Queue(self._fd, self._map, self.path)
 
     def _start_over(self) -> None:
         self._free = list(range(self.slots - 1, -1, -1))
@@ -85,7 +94,7 @@ class Slots:
         # Whether our descriptor may be of a file that others do not meet on.
         self._stale = False
 
-    def take(self, owner: Owner, *, overtake: bool = True) -> bool:
+    def take(self, owner: Owner, overtake: bool = True) -> bool:
         """Take a free slot for ``owner`` if there is one. Never blocks.
 
         Unless told to ``overtake``, it leaves the slot to those who wait, once one of
@@ -96,62 +105,71 @@ class Slots:
                 self._refresh()
             if not overtake and self._map[WAITED_FOR] == HUNGRY:
                 return False
-            slot = self._lock_one()
-            if slot is None:
+            free = self._free
+            if not free:
                 return False
+            slot = free.pop()
             try:
-                if not self._held and not os.fstat(self._fd).st_nlink:
-                    self._stale = True  # deleted underneath: others meet on a new file
+                _lockf(self._fd, _NOW, 1, slot)
+            except (BlockingIOError, PermissionError):
+                slot = self._lock_other(slot)
+                if slot < 0:
+                    return False
+            try:
+                if not _platform.FINDS_DELETED and not self._held:
+                    self._stale = not os.fstat(self._fd).st_nlink
+                if slot < NOTED:
+                    at = NOTES_AT + slot * _NOTE_SIZE
+                    _pack_note(self._map, at, self._pid, _now(), self._name or self._learn_name())
+                if owner in self._held:
+                    self._held[owner].append(slot)
                 else:
-                    self._note(slot)
-                    self._held.setdefault(owner, []).append(slot)
+                    self._held[owner] = [slot]
             except BaseException:
                 self._give_back(slot)
                 raise
-            if self._stale:
-                self._give_back(slot)
+            if self._stale:  # deleted underneath: others meet on a new file
+                self.give(owner)
                 return self.take(owner, overtake=overtake)
             return True
 
-    def _lock_one(self) -> int | None:
-        """Lock a slot that nobody holds; it is then in neither `_free` nor `_held`."""
-        free = self._free
-        slot = free.pop() if free else None
-        if slot is None or _platform.lock_byte(self._fd, slot):
-            return slot
+    def _lock_other(self, missed: int) -> int:
+        """Lock another slot that nobody holds, popped off `_free`; -1 if there is none."""
         # Those that others hold go to the bottom: the next one to look begins elsewhere.
-        missed = [slot]
+        free, held = self._free, [missed]
         try:
             while free:
                 slot = free.pop()
                 if _platform.lock_byte(self._fd, slot):
                     return slot
-                missed.append(slot)
-            return None
+                held.append(slot)
+            return -1
         finally:
-            free[:0] = missed
+            free[:0] = held
 
     def give(self, owner: Owner) -> bool:
-        """Give back a slot of ``owner``, else any that this process holds; False if none."""
+        """Give back a slot of ``owner``; False if it holds none."""
         with self._mutex:
-            held = self._held
-            if owner not in held:
-                if not held:
-                    return False
-                owner = next(iter(held))
-            mine = held[owner]
+            mine = self._held.get(owner)
+            if not mine:
+                return False
             slot = mine.pop()
             try:
                 if not mine:
-                    del held[owner]
+                    del self._held[owner]
             finally:
                 self._give_back(slot)
             return True
 
+    def give_any(self) -> bool:
+        """Give back a slot that this process holds; False if it holds none."""
+        with self._mutex:
+            return any(self.give(owner) for owner in list(self._held))
+
     def _give_back(self, slot: int) -> None:
         """Unlock a slot, and tell who waits. A waiter that saw us hold it relies on both."""
         try:
-            _platform.unlock_byte(self._fd, slot)
+            _lockf(self._fd, _FREE, 1, slot)
             self._free.append(slot)
             if self._map[WAITED_FOR]:
                 self.ring()
@@ -164,49 +182,36 @@ class Slots:
 
     def ring(self) -> None:
         """Have the first one who waits look for a free slot."""
-        # If the one who said that he is first still stands, he is: nobody joins before
-        # him. If he died, it makes no difference whether he is rung (see `_waiter`).
-        first = name_for(*FIRST.unpack_from(self._map, FIRST_AT))
-        if not (self.bells.ring_one(first) or self.bells.ring()):
-            # Nobody waits: say so, unless somebody joins the queue just now. Having the
-            # JOIN lock we know that nobody is about to hang up a bell that we cannot see.
-            with self.joining(block=False) as ours:
-                if ours and not self.bells.names():
-                    self._map[WAITED_FOR] = NOBODY
+        # Whoever noted last that he is first. If he died or left since, or is writing it
+        # just now, it makes no difference whether he is rung: the next one will look
+        # after this, and finds what we released (see `_waiter`).
+        first = self.queue.first()
+        self.bells.ring(first.pid, first.token)
+        if not self.queue.stands(first):
+            # Perhaps nobody waits: say so, unless somebody joins the queue just now. Having
+            # the JOIN lock we know that nobody is about to take a place unseen.
+            with self._joining(block=False) as ours:
+                if ours:
+                    self.queue.forget_dead()
 
     def holds(self, owner: Owner) -> int:
         """Return how many slots ``owner`` holds."""
         return len(self._held.get(owner, ()))
 
-    def next_ticket(self) -> int:
-        """Return the place in the queue of one who is `joining`, and say that he waits."""
-        # The clock is for a file that was laid out anew while some still queue.
-        last: int = TICKET.unpack_from(self._map, TICKET_AT)[0]
-        ticket = max(last + 1, time.monotonic_ns())
-        TICKET.pack_into(self._map, TICKET_AT, ticket)
-        # Taken back under JOIN only, when no bell hangs: so while his bell hangs, whoever
-        # releases a slot reads it. (His failing to lock a slot and the other's unlocking it
-        # take the same lock inside the kernel, which orders this write and that read.)
-        if self._map[WAITED_FOR] == NOBODY:
-            self._map[WAITED_FOR] = SOMEBODY
-        return ticket
+    def join(self, place: Place) -> Bell:
+        """Take the last place in the queue; return a bell to wait with."""
+        with self._joining():
+            bell = self.bells.borrow()
+            self.queue.enter(place, bell)
+            return bell
 
-    def lead(self, name: str) -> None:
-        """Note whose bell is the first, to save who releases a slot from reading the queue."""
+    def in_line(self, place: Place) -> bool:
+        """Tell whether it is a place of the queue that there is now, and ours."""
         with self._mutex:
-            self._refresh()
-            FIRST.pack_into(self._map, FIRST_AT, *ticket_and_owner(name))
-
-    def nobody_after(self, name: str) -> bool:
-        """Tell whether that bell, which was taken down just now, was the last one."""
-        with self._mutex:
-            if self._stale:
-                return False
-            last: int = TICKET.unpack_from(self._map, TICKET_AT)[0]
-            return last == ticket_and_owner(name)[0]
+            return self.queue.holds(place)
 
     @contextlib.contextmanager
-    def joining(self, *, block: bool = True) -> Generator[bool]:
+    def _joining(self, *, block: bool = True) -> Generator[bool]:
         """Hold the JOIN lock: nobody else, of any process, joins the queue meanwhile."""
         with self._mutex:
             self._refresh()
@@ -217,10 +222,34 @@ class Slots:
                 if ours:
                     _platform.unlock_byte(self._fd, JOIN)
 
+    def ahead(self, place: Place) -> int:
+        """Return the pid of the nearest one before that place; 0 if it is the first one."""
+        with self._mutex:
+            found = self.queue.before(place.ticket)
+            return found[0] if found else 0
+
+    def lead(self, place: Place, bell: Bell) -> None:
+        """Note whose bell is to be rung by who releases a slot."""
+        with self._mutex:
+            self.queue.lead(place, bell)
+
+    def leave(self, place: Place, bell: Bell | None) -> None:
+        """Leave the queue, and ring the next one."""
+        with self._mutex:
+            if not self._stale:
+                self.queue.leave(place)
+                # Who joined before this is behind us, who joins later does not see us.
+                if self.queue.last() != place.ticket:
+                    after = self.queue.after(place.ticket)
+                    if after is not None:
+                        self.bells.ring(after.pid, after.token)
+            if bell is not None:
+                self.bells.give_back(bell)
+
     def hunger(self, *, over: bool = False) -> None:
         """Say that the first one who waits is overtaken for too long, or that it is ``over``.
 
-        Only by one whose bell hangs, so that it cannot contradict `ring`.
+        Only by one whose entry stands, so that it cannot contradict `ring`.
         """
         with self._mutex:
             if not self._stale:
@@ -267,12 +296,6 @@ class Slots:
             pid, since, name = NOTE.unpack_from(self._map, NOTES_AT + slot * NOTE.size)
         return pid, since, name.rstrip(b"\0").decode(errors="replace")
 
-    def _note(self, slot: int) -> None:
-        if slot < NOTED:
-            name = self._name or self._learn_name()
-            at = NOTES_AT + slot * NOTE.size
-            NOTE.pack_into(self._map, at, self._pid, time.time(), name)
-
     def _learn_name(self) -> bytes:
         self._name = multiprocessing.current_process().name.encode()[:48]
         return self._name
@@ -282,12 +305,18 @@ class Slots:
         if self._stale:
             with _fork.guard:
                 # Closed first: if it is the same file, that would drop the new locks.
-                self.close()
-                self._fd, self._map = open_file(self.path, self.slots, self.place)
+                self._close_file(remove=False)
+                self._open()
+                self.bells.ring_own()  # our threads have lost their places
                 self._stale = False
 
-    def close(self, *, remove: bool = False) -> None:
-        """Let go of the file, and ``remove`` it if nobody else has it open."""
+    def close(self) -> None:
+        """Let go of the file, and remove it if nobody else has it open."""
+        with _fork.guard:
+            self.bells.close()
+            self._close_file(remove=True)
+
+    def _close_file(self, *, remove: bool) -> None:
         self._stale = True
         fd, self._fd = self._fd, -1
         if fd < 0:
@@ -313,7 +342,8 @@ class Slots:
     def _after_fork_in_child(self) -> None:
         self._mutex = threading.RLock()
         self._start_over()
-        self.bells.own.clear()
+        self.bells.forget()
+        self.queue.abandon()
         # Were our parent killed before this, somebody might have been alone with the file,
         # and have removed it or laid it out for himself. Then the next `take` goes there.
         ours = self._fd >= 0 and _platform.lock_byte(self._fd, USE, shared=True)
@@ -354,4 +384,4 @@ def leave(path: str) -> None:
         found = _all.get(path)
         if found is not None and not found.busy():
             del _all[path]
-            found.close(remove=True)
+            found.close()

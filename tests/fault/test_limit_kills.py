@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mpkit import _bells, _platform, _slotfile, _slots, _waiter
+from mpkit import _bells, _platform, _slotfile, _slots, _wait, _waiter
 from mpkit._limit import Semaphore, limit
 from mpkit._signal import Signal
 from tests.support import PATIENCE, Inside, Spawn, finish, in_line, kill, until
@@ -190,15 +189,15 @@ def release_and_die_before_ringing(semaphore: Semaphore, held: Signal, go: Signa
 
 
 def wait_and_die_when_rung(semaphore: Semaphore) -> None:
-    def drain(fd: int) -> None:
-        with contextlib.suppress(BlockingIOError):  # woken without a ring, to look again
-            os.read(fd, 1)
+    original = _slots.Slots.take
+
+    def take(self: _slots.Slots, *args: object, **kwargs: object) -> bool:
+        fds = [bell.fd for bell in self.bells._mine.values()]
+        if _wait.poll(fds, 0):
             die()
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
 
-    def first_time(_: int) -> None:
-        _waiter.drain = drain  # type: ignore[attr-defined]
-
-    _waiter.drain = first_time  # type: ignore[attr-defined]
+    _slots.Slots.take = take  # type: ignore[method-assign, assignment]
     semaphore.acquire()
 
 
@@ -214,7 +213,7 @@ def give_up_and_die_before_ringing_the_next(semaphore: Semaphore, go: Signal) ->
 
 
 def joined(waiter: _waiter.Waiter) -> bool:
-    waiter._join()
+    waiter._joined()
     return True
 
 

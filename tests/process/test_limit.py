@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from mpkit import _platform
 from mpkit._limit import Semaphore, limit
 from mpkit._signal import Signal
-from tests.support import PATIENCE, Inside, Spawn, finish, in_line, kill, python, until
+from tests.support import PATIENCE, Inside, Spawn, asleep, finish, in_line, kill, python, until
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -119,8 +121,8 @@ if __name__ == "__main__":
     with semaphore:
         process = context.Process(target=guarded, args=(queue,))
         process.start()
-        bells = semaphore._opened().bells
-        while not bells.names():
+        line = semaphore._opened().queue
+        while not line.entries():
             assert process.is_alive() and queue.empty(), "the child is at another limit"
     assert queue.get() == "went through"
     process.join()
@@ -183,6 +185,89 @@ def test_two_programs_share_a_limit_by_name_and_not_by_line() -> None:
         assert [answer[1] for answer in answers] == ["True", "True"]
         for program in (first, second):
             program.communicate(timeout=PATIENCE)
+
+
+TALKER = """
+import sys
+from mpkit._limit import Semaphore
+semaphore = Semaphore(1, name=sys.argv[1])
+print("ready", flush=True)
+for line in sys.stdin:
+    print(getattr(semaphore, line.strip())(), flush=True)
+"""
+
+
+class Talker:
+    """Another program, at a semaphore of one slot."""
+
+    def __init__(self, name: str, **env: str) -> None:
+        self.program = python(TALKER, name, **env)
+        assert self.hear() == "ready"
+
+    def __enter__(self) -> Talker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.program.kill()
+        self.program.communicate()
+
+    def say(self, method: str) -> None:
+        assert self.program.stdin
+        self.program.stdin.write(method + "\n")
+        self.program.stdin.flush()
+
+    def hear(self) -> str:
+        assert self.program.stdout
+        return self.program.stdout.readline().strip()
+
+    def ask(self, method: str) -> str:
+        self.say(method)
+        return self.hear()
+
+
+@pytest.mark.skipif(not _platform.FINDS_DELETED, reason="nobody tells who uses a deleted file")
+@pytest.mark.parametrize("deleted", ["file", "folder", "all"])
+@pytest.mark.parametrize("held", [True, False], ids=["held", "idle"])
+def test_programs_meet_although_the_file_was_deleted_underneath(
+    tmp_path: Path, deleted: str, held: bool
+) -> None:
+    home, name = str(tmp_path / "home"), "some"
+    with Talker(name, MPKIT_RUNTIME_DIR=home) as first:
+        if held:
+            assert first.ask("acquire") == "True"
+        if deleted == "file":
+            os.unlink(f"{home}/named/sem-some")
+        else:
+            shutil.rmtree(f"{home}/named" if deleted == "folder" else home)
+        with Talker(name, MPKIT_RUNTIME_DIR=home) as second:
+            if not held:
+                assert first.ask("acquire") == "True"
+            second.say("acquire")
+            with Talker(name, MPKIT_RUNTIME_DIR=home) as third:
+                third.say("__repr__")
+                assert "0 of 1 slots free" in third.hear()
+            assert first.ask("release") == "None"
+            assert second.hear() == "True"
+            first.say("acquire")
+            assert second.ask("release") == "None"
+            assert first.hear() == "True"
+    with Talker(name, MPKIT_RUNTIME_DIR=home) as last:  # all were killed: a new file
+        assert last.ask("acquire") == "True"
+        assert os.path.exists(f"{home}/named/sem-some")
+
+
+@pytest.mark.skipif(not _platform.FINDS_DELETED, reason="nobody tells who uses a deleted file")
+def test_bells_deleted_underneath_those_who_wait_still_ring(tmp_path: Path) -> None:
+    home = str(tmp_path / "home")
+    with Talker("some", MPKIT_RUNTIME_DIR=home) as first:
+        assert first.ask("acquire") == "True"
+        with Talker("some", MPKIT_RUNTIME_DIR=home) as second:
+            second.say("acquire")
+            until(lambda: os.path.exists(f"{home}/named/queue-sem-some"))
+            until(lambda: asleep(second.program.pid))
+            shutil.rmtree(f"{home}/named/queue-sem-some")
+            assert first.ask("release") == "None"
+            assert second.hear() == "True"
 
 
 def take(semaphore: Semaphore) -> bool:

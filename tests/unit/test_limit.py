@@ -298,15 +298,6 @@ def test_a_slot_outlives_the_handle_that_took_it() -> None:
     assert again.available == 1
 
 
-def test_a_file_deleted_underneath_is_replaced_before_a_slot_is_taken() -> None:
-    name = a_name()
-    semaphore = Semaphore(1, name=name)
-    path = semaphore._opened().path
-    os.unlink(path)
-    with semaphore:
-        assert os.stat(path).st_ino == os.fstat(semaphore._opened()._fd).st_ino
-
-
 def test_holders_are_named() -> None:
     semaphore = Semaphore(3)
     assert semaphore.holders() == []
