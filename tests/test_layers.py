@@ -21,6 +21,7 @@ LAYERS = [
     "_signal",
     "_bells",
     "_slotfile",
+    "_queue",
     "_slots",
     "_waiter",
     "_semaphore",
