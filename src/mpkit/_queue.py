@@ -7,7 +7,8 @@ deceives nobody, and what the dead leave in the table is overwritten when there 
 
 Entries are made by who holds the JOIN lock, and cleared by their owners. Who makes one
 writes it before he locks it. So if an entry reads the same before and after its lock was
-seen, then that was the lock of the ticket's owner.
+seen, then that was the lock of the ticket's owner. Most queues are short: their entries
+lie in the mapped part of the file, and cost no system call to be read.
 
 Here is only what can be done to the queue; who rings whom is written in `_waiter`.
 """
@@ -23,25 +24,24 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from mpkit import _platform, _runtime
 from mpkit._slotfile import (
     COUNT,
-    COUNT_AT,
+    ENTRY,
     FIRST,
-    FIRST_AT,
+    MAPPED,
     NOBODY,
     PLACES,
     SOMEBODY,
+    TABLE,
     TICKET,
-    TICKET_AT,
     WAITED_FOR,
 )
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Iterator
 
     from mpkit._bells import Bell
 
 #: ticket, token of the bell, pid.
-_ENTRY: Final = struct.Struct("<QQq8x")
+_ENTRY: Final = struct.Struct("=QQQ8x")
 _CLEARED: Final = bytes(8)
 
 
@@ -63,16 +63,17 @@ class Place:
 
 
 class Queue:
-    """The queue in the file that is open as ``fd`` and mapped as ``content``.
+    """The queue in the file that is open as ``fd``; its beginning is mapped as ``words``.
 
     Not safe for threads: `Slots` has a mutex.
     """
 
-    def __init__(self, fd: int, content: mmap.mmap, path: str) -> None:
+    def __init__(self, fd: int, words: memoryview[int], rest: int, path: str) -> None:
         self._fd = fd
-        self._map = content
+        self._words = words
+        #: Where in the file the entries lie that are not mapped, since they may be many.
+        self._rest = rest
         self._path = path
-        self._table = len(content)  # it comes after what is mapped
         #: The tickets of this process by row: the kernel does not tell us of our own locks.
         self._own: dict[int, int] = {}
 
@@ -82,23 +83,20 @@ class Queue:
         row = self._free_row()
         # The clock is for a file that was laid out anew.
         ticket = max(self.last() + 1, time.monotonic_ns())
-        TICKET.pack_into(self._map, TICKET_AT, ticket)
+        self._words[TICKET] = ticket
         # Ours before it is there: an entry that its process does not know of would keep
         # all behind it waiting.
         place.ticket, place.row = ticket, row
         self._own[row] = ticket
-        try:
-            os.pwrite(self._fd, _ENTRY.pack(ticket, bell.token, pid), self._at(row))
-        except OSError as error:
-            raise _runtime.unusable(self._path, error) from error
+        self._write(Entry(ticket, row, bell.token, pid))
         if row >= self._count():
-            COUNT.pack_into(self._map, COUNT_AT, row + 1)
+            self._words[COUNT] = row + 1
         # Taken back under JOIN only, when no entry stands: so while his entry stands,
         # whoever releases a slot reads it. (His failing to lock a slot and the other's
         # unlocking it take the same lock inside the kernel, which orders this write and
         # that read.)
-        if self._map[WAITED_FOR] == NOBODY:
-            self._map[WAITED_FOR] = SOMEBODY
+        if self._words[WAITED_FOR] == NOBODY:
+            self._words[WAITED_FOR] = SOMEBODY
         _platform.lock_byte(self._fd, PLACES + row)
 
     def _free_row(self) -> int:
@@ -113,15 +111,13 @@ class Queue:
         """Clear one's entry; again is fine."""
         row = place.row
         if self.holds(place):
-            with contextlib.suppress(OSError):  # the disk is full, and it never was written
-                os.pwrite(self._fd, _CLEARED, self._at(row))
+            self._clear(row)
             _platform.unlock_byte(self._fd, PLACES + row)
             del self._own[row]
 
     def last(self) -> int:
         """Return the ticket of who joined last."""
-        ticket: int = TICKET.unpack_from(self._map, TICKET_AT)[0]
-        return ticket
+        return self._words[TICKET]
 
     def before(self, ticket: int) -> tuple[int, Entry] | None:
         """Return the nearest entry that stands before ``ticket``, and the pid of its owner."""
@@ -135,11 +131,13 @@ class Queue:
 
     def lead(self, place: Place, bell: Bell) -> None:
         """Note that a place of ours is the first one."""
-        FIRST.pack_into(self._map, FIRST_AT, place.row, place.ticket, bell.token, os.getpid())
+        words = self._words
+        words[FIRST], words[FIRST + 1] = place.row, place.ticket
+        words[FIRST + 2], words[FIRST + 3] = bell.token, os.getpid()
 
     def first(self) -> Entry:
         """Return who noted to be first last, whether he still stands or not."""
-        row, ticket, token, pid = FIRST.unpack_from(self._map, FIRST_AT)
+        row, ticket, token, pid = self._words[FIRST : FIRST + 4].tolist()
         return Entry(ticket, row, token, pid)
 
     def stands(self, entry: Entry) -> bool:
@@ -155,8 +153,8 @@ class Queue:
         """Clear the table if no entry stands, and tell so. The caller has the JOIN lock."""
         if self._own or self._locks():
             return False
-        COUNT.pack_into(self._map, COUNT_AT, 0)
-        self._map[WAITED_FOR] = NOBODY
+        self._words[COUNT] = 0
+        self._words[WAITED_FOR] = NOBODY
         return True
 
     def waiting(self) -> list[int]:
@@ -165,12 +163,17 @@ class Queue:
 
     def entries(self) -> list[Entry]:
         """Return all entries, those of the dead among them, in no order."""
-        table = os.pread(self._fd, self._count() * _ENTRY.size, self._table)
-        table = table[: len(table) - len(table) % _ENTRY.size]
+        count = self._count()
+        end = TABLE + min(count, MAPPED) * ENTRY
+        words = self._words[TABLE:end].tolist()
+        if count > MAPPED:
+            rest = os.pread(self._fd, (count - MAPPED) * _ENTRY.size, self._rest)
+            for fields in _ENTRY.iter_unpack(rest[: len(rest) - len(rest) % _ENTRY.size]):
+                words += (*fields, 0)
         return [
-            Entry(ticket, row, token, pid)
-            for row, (ticket, token, pid) in enumerate(_ENTRY.iter_unpack(table))
-            if ticket
+            Entry(words[at], at // ENTRY, words[at + 1], words[at + 2])
+            for at in range(0, len(words), ENTRY)
+            if words[at]
         ]
 
     def abandon(self) -> None:
@@ -180,7 +183,7 @@ class Queue:
     def _standing(self, entries: list[Entry]) -> Iterator[tuple[int, Entry]]:
         for entry in entries:
             owner = self._locked(entry.row)
-            if owner and self._read(entry.row) == (entry.ticket, entry.token, entry.pid):
+            if owner and self._read(entry.row) == entry:
                 yield owner, entry
 
     def _locked(self, row: int) -> int:
@@ -194,13 +197,38 @@ class Queue:
     def _locks(self) -> bool:
         return _platform.foreign_lock(self._fd, PLACES, 0) is not None
 
-    def _read(self, row: int) -> tuple[int, ...]:
+    def _read(self, row: int) -> Entry | None:
+        if row < MAPPED:
+            at = TABLE + row * ENTRY
+            ticket, token, pid, _ = self._words[at : at + ENTRY].tolist()
+            return Entry(ticket, row, token, pid)
         found = os.pread(self._fd, _ENTRY.size, self._at(row))
-        return _ENTRY.unpack(found) if len(found) == _ENTRY.size else ()
+        if len(found) < _ENTRY.size:
+            return None
+        ticket, token, pid = _ENTRY.unpack(found)
+        return Entry(ticket, row, token, pid)
+
+    def _write(self, entry: Entry) -> None:
+        if entry.row < MAPPED:
+            at = TABLE + entry.row * ENTRY
+            self._words[at + 1], self._words[at + 2] = entry.token, entry.pid
+            self._words[at] = entry.ticket
+            return
+        packed = _ENTRY.pack(entry.ticket, entry.token, entry.pid)
+        try:
+            os.pwrite(self._fd, packed, self._at(entry.row))
+        except OSError as error:
+            raise _runtime.unusable(self._path, error) from error
+
+    def _clear(self, row: int) -> None:
+        if row < MAPPED:
+            self._words[TABLE + row * ENTRY] = 0
+        else:
+            with contextlib.suppress(OSError):  # the disk is full, and it never was written
+                os.pwrite(self._fd, _CLEARED, self._at(row))
 
     def _count(self) -> int:
-        count: int = COUNT.unpack_from(self._map, COUNT_AT)[0]
-        return count
+        return self._words[COUNT]
 
     def _at(self, row: int) -> int:
-        return self._table + row * _ENTRY.size
+        return self._rest + (row - MAPPED) * _ENTRY.size

@@ -25,21 +25,24 @@ JOIN: Final = USE + 1
 #: An entry of the queue has the lock at this plus its index. Nothing lies behind these.
 PLACES: Final = USE + (1 << 20)
 
-# magic, slots, last ticket, whether somebody waits, place; who is first: index, ticket,
-# bell, pid; how many entries the queue's table has. Then the notes: pid, since when,
-# process name. Then, not mapped because it grows, the table (see `_queue`).
-MAGIC: Final = b"mpkit\0s2"
-HEADER: Final = struct.Struct("<8sQQB7x208s16x")
+# magic, slots, last ticket, whether somebody waits, place. What is read and written while
+# others do is in words of 8 bytes, each of which is whole at any moment.
+MAGIC: Final = b"mpkit\0s3"
+HEADER: Final = struct.Struct("<8sQQQ208s")
 PLACE_SIZE: Final = 208
-TICKET: Final = struct.Struct("<Q")
-TICKET_AT: Final = 16
-WAITED_FOR: Final = 24
-FIRST: Final = struct.Struct("<QQQq")
-FIRST_AT: Final = 240
-COUNT: Final = struct.Struct("<Q")
-COUNT_AT: Final = 272
+TICKET: Final = 2
+WAITED_FOR: Final = 3
+#: Who is first in the queue: index, ticket, bell, pid.
+FIRST: Final = 30
+#: How many entries the queue's table has.
+COUNT: Final = 34
+#: The first entries of the queue's table, of `ENTRY` words each; then come the notes.
+TABLE: Final = 36
+ENTRY: Final = 4
+MAPPED: Final = 64
+NOTES_AT: Final = (TABLE + MAPPED * ENTRY) * 8
+# A note says of a slot: pid, since when, process name.
 NOTE: Final = struct.Struct("<qd48s")
-NOTES_AT: Final = 320
 #: Beyond these many slots nobody notes who holds one: the file would grow too large.
 NOTED: Final = 1024
 

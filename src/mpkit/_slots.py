@@ -84,7 +84,8 @@ class Slots:
 
     def _open(self) -> None:
         self._fd, self._map = open_file(self.path, self.slots, self.place)
-        self.queue = Queue(self._fd, self._map, self.path)
+        self._words = memoryview(self._map).cast("Q")
+        self.queue = Queue(self._fd, self._words, len(self._map), self.path)
 
     def _start_over(self) -> None:
         self._free = list(range(self.slots - 1, -1, -1))
@@ -103,7 +104,7 @@ class Slots:
         with self._mutex:
             if self._stale:
                 self._refresh()
-            if not overtake and self._map[WAITED_FOR] == HUNGRY:
+            if not overtake and self._words[WAITED_FOR] == HUNGRY:
                 return False
             free = self._free
             if not free:
@@ -171,7 +172,7 @@ class Slots:
         try:
             _lockf(self._fd, _FREE, 1, slot)
             self._free.append(slot)
-            if self._map[WAITED_FOR]:
+            if self._words[WAITED_FOR]:
                 self.ring()
         except BaseException:  # Ctrl-C in the middle: once more, all of it can be repeated
             _platform.unlock_byte(self._fd, slot)
@@ -253,7 +254,7 @@ class Slots:
         """
         with self._mutex:
             if not self._stale:
-                self._map[WAITED_FOR] = SOMEBODY if over else HUNGRY
+                self._words[WAITED_FOR] = SOMEBODY if over else HUNGRY
 
     def all_held(self) -> set[int] | None:
         """Return the pids of the *other* processes that hold slots; None if one is free."""
@@ -326,6 +327,7 @@ class Slots:
         if remove and _platform.lock_byte(fd, USE) and _runtime.leads_to(self.path, fd):
             self.bells.remove()
             os.unlink(self.path)
+        self._words.release()
         self._map.close()  # this closes a descriptor too, and with it drops the locks
         os.close(fd)
 

@@ -151,7 +151,7 @@ def test_the_bell_of_a_killed_waiter_is_removed_when_a_slot_is_released(spawn: S
         kill(start_waiter(spawn, semaphore))
         assert in_line(semaphore) == 1
     assert in_line(semaphore) == 0
-    assert semaphore._opened()._map[24] == _slotfile.NOBODY
+    assert semaphore._opened()._words[_slotfile.WAITED_FOR] == _slotfile.NOBODY
 
 
 def test_a_holder_may_die_just_before_he_is_watched(

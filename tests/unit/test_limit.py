@@ -22,7 +22,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from mpkit._errors import LimitMismatch, LimitTimeout, WouldDeadlock
 from mpkit._limit import Semaphore, limit
 from mpkit._semaphore import Holder
-from mpkit._slotfile import HUNGRY
+from mpkit._slotfile import HUNGRY, WAITED_FOR
 from tests.support import PATIENCE, copied, in_line, until
 
 
@@ -480,12 +480,12 @@ def test_who_waits_too_long_is_no_longer_overtaken(monkeypatch: pytest.MonkeyPat
 
     with thread(visit):
         until(lambda: in_line(semaphore) == 1)
-        until(lambda: slots._map[24] == HUNGRY)
+        until(lambda: slots._words[WAITED_FOR] == HUNGRY)
         assert not slots.take("somebody", overtake=False)
         semaphore.release()
     assert semaphore.acquire(timeout=PATIENCE)
     semaphore.release()
-    assert slots._map[24] != HUNGRY
+    assert slots._words[WAITED_FOR] != HUNGRY
 
 
 class AnySemaphore(RuleBasedStateMachine):
