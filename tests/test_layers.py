@@ -17,6 +17,7 @@ LAYERS = [
     "_platform",
     "_fork",
     "_runtime",
+    "_presence",
     "_wait",
     "_signal",
     "_bells",

@@ -10,10 +10,11 @@ a few processes, and `wait` waits for any of them.
 #
 #   _errors      every exception           _platform   what differs by system or version
 #   _fork        what a fork lets go of    _runtime    the folder in which processes meet
-#   _wait        the one way to block      _signal     Signal
-#   _bells       to wake one of another    _slotfile   the file of a semaphore
-#   _queue       those who wait for it     _slots      its slots, as locks of the kernel
-#   _waiter      who wakes whom            _semaphore, _limit  Semaphore and limit
+#   _presence    that a process is there   _wait       the one way to block
+#   _signal      Signal                    _bells      to wake one of another process
+#   _slotfile    the file of a semaphore   _queue      those who wait for it
+#   _slots       slots, as locks           _waiter     who wakes whom
+#   _semaphore, _limit                     Semaphore and limit
 #   _pickling    objects to bytes          _link       packets over one socket
 #   _parcel      messages, big buffers     _codec      pickle or msgspec
 #   _closing     what is closed at exit    _end        messages and goodbyes

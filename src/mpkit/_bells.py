@@ -28,7 +28,7 @@ class Bell:
         self.token = token
         self.fd = fd
         #: By pid. Kept with the bell, since who waits again mostly waits for the same.
-        self.pidfds: dict[int, int] = {}
+        self.watched: dict[int, list[int]] = {}
 
     def drain(self) -> None:
         """Silence it."""
@@ -37,11 +37,16 @@ class Bell:
 
     def fds(self) -> list[int]:
         """Return all descriptors."""
-        return [self.fd, *self.pidfds.values()]
+        return [self.fd, *(fd for fds in self.watched.values() for fd in fds)]
+
+    def watch_no_more(self, pid: int) -> None:
+        """Close what tells of the end of a process."""
+        for fd in self.watched.pop(pid):
+            os.close(fd)
 
     def close(self) -> None:
         """Close all descriptors; again is fine."""
-        fds, self.fd, self.pidfds = self.fds(), -1, {}
+        fds, self.fd, self.watched = self.fds(), -1, {}
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
@@ -67,7 +72,7 @@ class Bells:
         """Keep a bell for the next one who waits."""
         if bell.fd < 0 or bell in self._idle:
             return
-        if len(bell.pidfds) > KEPT or len(self._idle) >= IDLE:
+        if len(bell.watched) > KEPT or len(self._idle) >= IDLE:
             self._unmake(bell)
         else:
             self._idle.append(bell)

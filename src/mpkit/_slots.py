@@ -25,7 +25,7 @@ import time
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from mpkit import _fork, _platform, _runtime
+from mpkit import _fork, _platform, _presence, _runtime
 from mpkit._bells import Bell, Bells
 from mpkit._errors import LimitMismatch
 from mpkit._queue import Place, Queue
@@ -71,8 +71,8 @@ class Slots:
         self.path = path
         self.slots = slots
         self.place = place
-        folder, name = os.path.split(path)
-        self.bells = Bells(os.path.join(folder, f"queue-{name}"))
+        self._folder, name = os.path.split(path)
+        self.bells = Bells(os.path.join(self._folder, f"queue-{name}"))
         # Over all below. Re-entrant, since a signal handler or a finalizer may release.
         self._mutex = threading.RLock()
         # Invariant: each slot is in exactly one of `_free` (not held by this process; the
@@ -94,6 +94,8 @@ class Slots:
         self._name = b""
         # Whether our descriptor may be of a file that others do not meet on.
         self._stale = False
+        # Whether that is to be mended, or others do not know yet that we are there.
+        self._unready = True
 
     def take(self, owner: Owner, overtake: bool = True) -> bool:
         """Take a free slot for ``owner`` if there is one. Never blocks.
@@ -102,8 +104,8 @@ class Slots:
         them has been overtaken for too long.
         """
         with self._mutex:
-            if self._stale:
-                self._refresh()
+            if self._unready:
+                self._get_ready()
             if not overtake and self._words[WAITED_FOR] == HUNGRY:
                 return False
             free = self._free
@@ -118,7 +120,7 @@ class Slots:
                     return False
             try:
                 if not _platform.FINDS_DELETED and not self._held:
-                    self._stale = not os.fstat(self._fd).st_nlink
+                    self._stale = self._unready = not os.fstat(self._fd).st_nlink
                 if slot < NOTED:
                     at = NOTES_AT + slot * _NOTE_SIZE
                     _pack_note(self._map, at, self._pid, _now(), self._name or self._learn_name())
@@ -215,7 +217,7 @@ class Slots:
     def _joining(self, *, block: bool = True) -> Generator[bool]:
         """Hold the JOIN lock: nobody else, of any process, joins the queue meanwhile."""
         with self._mutex:
-            self._refresh()
+            self._get_ready()
             ours = lock_soon(self._fd, JOIN) if block else _platform.lock_byte(self._fd, JOIN)
             try:
                 yield ours
@@ -255,6 +257,10 @@ class Slots:
         with self._mutex:
             if not self._stale:
                 self._words[WAITED_FOR] = SOMEBODY if over else HUNGRY
+
+    def watch(self, pid: int) -> list[int]:
+        """Return what tells of the end of a process, as `_presence.watch`."""
+        return _presence.watch(self._folder, pid)
 
     def all_held(self) -> set[int] | None:
         """Return the pids of the *other* processes that hold slots; None if one is free."""
@@ -311,6 +317,12 @@ class Slots:
                 self.bells.ring_own()  # our threads have lost their places
                 self._stale = False
 
+    def _get_ready(self) -> None:
+        """Be one who can be watched, and whose file others use: before taking anything."""
+        self._refresh()
+        _presence.show(self._folder)
+        self._unready = False
+
     def close(self) -> None:
         """Let go of the file, and remove it if nobody else has it open."""
         with _fork.guard:
@@ -318,7 +330,7 @@ class Slots:
             self._close_file(remove=True)
 
     def _close_file(self, *, remove: bool) -> None:
-        self._stale = True
+        self._stale = self._unready = True
         fd, self._fd = self._fd, -1
         if fd < 0:
             return

@@ -5,7 +5,8 @@ Who waits makes an entry at the end of the queue (`_queue`) that says which bell
 
 1. *Joining* is done under a lock, so entries appear in the order of their tickets: nobody
    ever turns up in front of one who already waits.
-2. Who is **not first** watches his own bell, and the process of the one before him.
+2. Who is **not first** watches his own bell, and the process of the one before him
+   (`_presence`: whether it dies, or execs another program).
 3. Who is **first** notes that in the file, then watches his own bell, and the processes of
    all who hold a slot. He looks at who holds what *after* that: every slot is then either
    free, and he tries again, or held by somebody whose death he will see.
@@ -46,7 +47,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from mpkit import _fork, _platform, _wait
+from mpkit import _fork, _wait
 from mpkit._queue import Place
 
 if TYPE_CHECKING:
@@ -143,25 +144,22 @@ class Waiter:
 
     def _watch(self, bell: Bell, pid: int) -> bool:
         """Watch a process too; False if it is gone."""
-        pidfds = bell.pidfds
-        fd = pidfds.get(pid)
-        if fd is not None and _wait.poll((fd,), 0):
-            os.close(pidfds.pop(pid))  # it died; the pid may belong to another one now
-            fd = None
-        if fd is None:
+        fds = bell.watched.get(pid, [])
+        if fds and _wait.poll(fds, 0):  # it is gone; the pid may belong to another one now
+            bell.watch_no_more(pid)
+            fds = []
+        if not fds:
             with _fork.guard:  # or a child could be born with it that does not know of it
                 try:
-                    fd = _platform.open_pidfd(pid) if pid > 0 else None
+                    fds = self._slots.watch(pid) if pid > 0 else []
                 except ProcessLookupError:
                     return False
-                if fd is not None:
-                    pidfds[pid] = fd
-            if fd is None:  # the system, or another container's process: look again
-                self.patience = _wait.LOOK_AGAIN
-                return True
-            if _wait.poll((fd,), 0):
+                bell.watched[pid] = fds
+            if _wait.poll(fds, 0):
                 return False
-        self.watched.append(fd)
+        if len(fds) < 2:  # the system's, or another container's process: look again
+            self.patience = _wait.LOOK_AGAIN
+        self.watched += fds
         return True
 
     def _grow_hungry(self) -> None:

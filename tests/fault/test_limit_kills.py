@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -261,6 +263,50 @@ def test_a_free_slot_is_not_left_to_one_who_dies_while_he_is_first(spawn: Spawn)
     finish(second)
     victim.join(PATIENCE)
     assert victim.exitcode == -signal.SIGKILL
+
+
+# A process that replaces itself drops its locks, but does not end.
+
+
+def replace_oneself(*_: object) -> None:
+    os.execv(sys.executable, [sys.executable, "-c", "import signal; signal.pause()"])
+
+
+def hold_and_exec(semaphore: Semaphore, held: Signal, go: Signal) -> None:
+    semaphore.acquire()
+    held.set()
+    go.wait()
+    replace_oneself()
+
+
+def wait_and_exec(semaphore: Semaphore, go: Signal) -> None:
+    threading.Thread(target=semaphore.acquire, daemon=True).start()
+    go.wait()
+    replace_oneself()
+
+
+def test_a_waiter_gets_the_slot_of_a_holder_that_execs_a_program(spawn: Spawn) -> None:
+    semaphore, held, go = Semaphore(1), Signal(), Signal()
+    holder = spawn(hold_and_exec, semaphore, held, go)
+    assert held.wait(PATIENCE)
+    waiter = start_waiter(spawn, semaphore)
+    go.set()
+
+    finish(waiter)
+    assert holder.exitcode is None
+
+
+def test_who_waits_behind_one_that_execs_a_program_is_served(spawn: Spawn) -> None:
+    semaphore, go = Semaphore(1), Signal()
+    semaphore.acquire()
+    first = start_waiter(spawn, semaphore, wait_and_exec, semaphore, go)
+    second = start_waiter(spawn, semaphore)
+    go.set()
+    until(lambda: "signal.pause" in _platform.process_name(first.pid or 0))
+    semaphore.release()
+
+    finish(second)
+    assert first.exitcode is None
 
 
 def fork_and_hold(semaphore: Semaphore, born: Signal, gone: Signal) -> None:
