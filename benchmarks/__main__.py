@@ -15,10 +15,10 @@ import statistics
 import subprocess
 import sys
 
-from benchmarks import pools, primitives
+from benchmarks import limits, pools, primitives
 from benchmarks.registry import Case
 
-CASES = pools.CASES + primitives.CASES
+CASES = pools.CASES + limits.CASES + primitives.CASES
 
 #: Marks a peer that lacks what mpkit is for; it is shown, and not compared with.
 UNFAIR = "not crash-safe"

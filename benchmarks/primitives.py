@@ -1,69 +1,16 @@
-"""What limits, signals and channels are measured by."""
+"""What signals and channels are measured by."""
 
 from __future__ import annotations
 
 import multiprocessing
-import os
-import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks.registry import Case, case
 
-PAIR = case("acquire + release, nobody waits", "µs", count=20_000, quick=2_000)
 WAKE = case("set, another process wakes and answers", "µs", count=2_000, quick=300)
 ROUND_TRIP = case("small message, there and back", "µs", count=5_000, quick=500)
 LARGE = case("16 MB array, one way", "MB/s", count=30, quick=5, size=16_000_000)
-
-
-def _pairs(acquire: Callable[[], object], release: Callable[[], object], count: int) -> float:
-    began = time.perf_counter()
-    for _ in range(count):
-        acquire()
-        release()
-    return time.perf_counter() - began
-
-
-@PAIR.run("mpkit")
-def _(count: int) -> float:
-    import mpkit
-
-    semaphore = mpkit.Semaphore(4)
-    return _pairs(semaphore.acquire, semaphore.release, count)
-
-
-@PAIR.run("multiprocessing (not crash-safe)")
-def _(count: int) -> float:
-    semaphore = multiprocessing.Semaphore(4)
-    return _pairs(semaphore.acquire, semaphore.release, count)
-
-
-@PAIR.run("filelock")
-def _(count: int) -> float:
-    import filelock
-
-    with tempfile.TemporaryDirectory() as folder:
-        lock = filelock.FileLock(os.path.join(folder, "lock"))
-        return _pairs(lock.acquire, lock.release, count)
-
-
-@PAIR.run("portalocker")
-def _(count: int) -> float:
-    import portalocker
-
-    with tempfile.TemporaryDirectory() as folder:
-        lock = portalocker.BoundedSemaphore(4, name="bench", directory=folder)
-        return _pairs(lock.acquire, lock.release, count)
-
-
-@PAIR.run("posix_ipc (not crash-safe)")
-def _(count: int) -> float:
-    import posix_ipc
-
-    semaphore = posix_ipc.Semaphore(None, posix_ipc.O_CREX, initial_value=4)
-    semaphore.unlink()
-    return _pairs(semaphore.acquire, semaphore.release, count)
 
 
 def _answer(ping: Any, pong: Any, count: int) -> None:
@@ -170,4 +117,4 @@ def _(count: int) -> float:
     return _pours(*multiprocessing.Pipe(), count)
 
 
-CASES: list[Case] = [PAIR, WAKE, ROUND_TRIP, LARGE]
+CASES: list[Case] = [WAKE, ROUND_TRIP, LARGE]
