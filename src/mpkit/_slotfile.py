@@ -40,9 +40,10 @@ COUNT: Final = 34
 TABLE: Final = 36
 ENTRY: Final = 4
 MAPPED: Final = 64
-NOTES_AT: Final = (TABLE + MAPPED * ENTRY) * 8
+FIRST_NOTE: Final = TABLE + MAPPED * ENTRY
 # A note says of a slot: pid, since when, process name.
-NOTE: Final = struct.Struct("<qd48s")
+NOTE: Final = struct.Struct("=Qd48s")
+NOTE_WORDS: Final = 8
 #: Beyond these many slots nobody notes who holds one: the file would grow too large.
 NOTED: Final = 1024
 
@@ -144,7 +145,7 @@ def _map(fd: int, slots: int, place: str) -> mmap.mmap | None:
 
 
 def _size(slots: int) -> int:
-    return NOTES_AT + min(slots, NOTED) * NOTE.size
+    return (FIRST_NOTE + min(slots, NOTED) * NOTE_WORDS) * 8
 
 
 def lock_soon(fd: int, offset: int, *, shared: bool = False) -> bool:

@@ -30,12 +30,13 @@ from mpkit._bells import Bell, Bells
 from mpkit._errors import LimitMismatch
 from mpkit._queue import Place, Queue
 from mpkit._slotfile import (
+    FIRST_NOTE,
     HEADER,
     HUNGRY,
     JOIN,
     NOTE,
+    NOTE_WORDS,
     NOTED,
-    NOTES_AT,
     SOMEBODY,
     USE,
     WAITED_FOR,
@@ -51,8 +52,7 @@ _lockf = fcntl.lockf
 _NOW: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 _FREE: Final = fcntl.LOCK_UN
 _now = time.time
-_pack_note = NOTE.pack_into
-_NOTE_SIZE: Final = NOTE.size
+_FINDS_DELETED: Final = _platform.FINDS_DELETED
 
 #: Who holds a slot within this process: the ident of a thread, or an asyncio task.
 Owner: TypeAlias = Hashable
@@ -84,14 +84,14 @@ class Slots:
 
     def _open(self) -> None:
         self._fd, self._map = open_file(self.path, self.slots, self.place)
-        self._words = memoryview(self._map).cast("Q")
+        content = memoryview(self._map)
+        self._words, self._times = content.cast("Q"), content.cast("d")
         self.queue = Queue(self._fd, self._words, len(self._map), self.path)
 
     def _start_over(self) -> None:
         self._free = list(range(self.slots - 1, -1, -1))
         self._held = {}
         self._pid = os.getpid()
-        self._name = b""
         # Whether our descriptor may be of a file that others do not meet on.
         self._stale = False
         # Whether that is to be mended, or others do not know yet that we are there.
@@ -118,23 +118,29 @@ class Slots:
                 slot = self._lock_other(slot)
                 if slot < 0:
                     return False
+            held = self._held
             try:
-                if not _platform.FINDS_DELETED and not self._held:
-                    self._stale = self._unready = not os.fstat(self._fd).st_nlink
-                if slot < NOTED:
-                    at = NOTES_AT + slot * _NOTE_SIZE
-                    _pack_note(self._map, at, self._pid, _now(), self._name or self._learn_name())
-                if owner in self._held:
-                    self._held[owner].append(slot)
+                self._note(slot)
+                if owner in held:
+                    held[owner].append(slot)
                 else:
-                    self._held[owner] = [slot]
-            except BaseException:
-                self._give_back(slot)
-                raise
-            if self._stale:  # deleted underneath: others meet on a new file
+                    held[owner] = [slot]
+                if _FINDS_DELETED or len(held) > 1 or os.fstat(self._fd).st_nlink:
+                    return True
+                self._stale = self._unready = True  # others meet on a new file
                 self.give(owner)
-                return self.take(owner, overtake=overtake)
-            return True
+            except BaseException:
+                self._abandon(slot, owner)
+                raise
+            return self.take(owner, overtake)
+
+    def _note(self, slot: int) -> None:
+        if slot < NOTED:
+            at = FIRST_NOTE + slot * NOTE_WORDS
+            if self._words[at] != self._pid:
+                name = multiprocessing.current_process().name.encode()[:48]
+                NOTE.pack_into(self._map, at * 8, self._pid, 0.0, name)
+            self._times[at + 1] = _now()
 
     def _lock_other(self, missed: int) -> int:
         """Lock another slot that nobody holds, popped off `_free`; -1 if there is none."""
@@ -160,8 +166,15 @@ class Slots:
             try:
                 if not mine:
                     del self._held[owner]
-            finally:
-                self._give_back(slot)
+                # To unlock a slot, and to tell who waits: a waiter that saw us hold it
+                # relies on both.
+                _lockf(self._fd, _FREE, 1, slot)
+                self._free.append(slot)
+                if self._words[WAITED_FOR]:
+                    self.ring()
+            except BaseException:  # Ctrl-C in the middle
+                self._abandon(slot, owner)
+                raise
             return True
 
     def give_any(self) -> bool:
@@ -169,19 +182,17 @@ class Slots:
         with self._mutex:
             return any(self.give(owner) for owner in list(self._held))
 
-    def _give_back(self, slot: int) -> None:
-        """Unlock a slot, and tell who waits. A waiter that saw us hold it relies on both."""
-        try:
-            _lockf(self._fd, _FREE, 1, slot)
+    def _abandon(self, slot: int, owner: Owner) -> None:
+        """Give back a slot, whatever of that, or of taking it, was done before."""
+        mine = self._held.get(owner, [])
+        if slot in mine:
+            mine.remove(slot)
+        if not mine:
+            self._held.pop(owner, None)
+        _platform.unlock_byte(self._fd, slot)
+        if slot not in self._free:
             self._free.append(slot)
-            if self._words[WAITED_FOR]:
-                self.ring()
-        except BaseException:  # Ctrl-C in the middle: once more, all of it can be repeated
-            _platform.unlock_byte(self._fd, slot)
-            if slot not in self._free:
-                self._free.append(slot)
-            self.ring()
-            raise
+        self.ring()
 
     def ring(self) -> None:
         """Have the first one who waits look for a free slot."""
@@ -300,12 +311,9 @@ class Slots:
             return 0, 0.0, ""
         with self._mutex:
             self._refresh()
-            pid, since, name = NOTE.unpack_from(self._map, NOTES_AT + slot * NOTE.size)
+            at = (FIRST_NOTE + slot * NOTE_WORDS) * 8
+            pid, since, name = NOTE.unpack_from(self._map, at)
         return pid, since, name.rstrip(b"\0").decode(errors="replace")
-
-    def _learn_name(self) -> bytes:
-        self._name = multiprocessing.current_process().name.encode()[:48]
-        return self._name
 
     def _refresh(self) -> None:
         """Go to the file that is at our path now, if ours is stale. We hold nothing of it."""
@@ -340,6 +348,7 @@ class Slots:
             self.bells.remove()
             os.unlink(self.path)
         self._words.release()
+        self._times.release()
         self._map.close()  # this closes a descriptor too, and with it drops the locks
         os.close(fd)
 
