@@ -73,12 +73,14 @@ class Slots:
         self.place = place
         self._folder, name = os.path.split(path)
         self.bells = Bells(os.path.join(self._folder, f"queue-{name}"))
-        # Over all below. Re-entrant, since a signal handler or a finalizer may release.
+        # Over the queue, the bells, and the change to another file. Re-entrant, since a
+        # signal handler or a finalizer may release.
         self._mutex = threading.RLock()
         # Invariant: each slot is in exactly one of `_free` (not held by this process; the
-        # most recently released last) and `_held`, or being moved under the mutex.
+        # most recently released last) and `_held`, or belongs to the thread that moves it.
+        # Each step of that is one operation of a list or a dict, so it needs no mutex.
         self._free: list[int] = []
-        self._held: dict[Owner, list[int]] = {}
+        self._held: dict[int, Owner] = {}
         self._start_over()
         self._open()
 
@@ -103,44 +105,48 @@ class Slots:
         Unless told to ``overtake``, it leaves the slot to those who wait, once one of
         them has been overtaken for too long.
         """
-        with self._mutex:
-            if self._unready:
-                self._get_ready()
-            if not overtake and self._words[WAITED_FOR] == HUNGRY:
-                return False
-            free = self._free
-            if not free:
-                return False
-            slot = free.pop()
-            try:
-                _lockf(self._fd, _NOW, 1, slot)
-            except (BlockingIOError, PermissionError):
-                slot = self._lock_other(slot)
-                if slot < 0:
-                    return False
-            held = self._held
-            try:
-                self._note(slot)
-                if owner in held:
-                    held[owner].append(slot)
-                else:
-                    held[owner] = [slot]
-                if _FINDS_DELETED or len(held) > 1 or os.fstat(self._fd).st_nlink:
-                    return True
-                self._stale = self._unready = True  # others meet on a new file
-                self.give(owner)
-            except BaseException:
-                self._abandon(slot, owner)
-                raise
-            return self.take(owner, overtake)
+        return (self._take_unready if self._unready else self._take)(owner, overtake)
 
-    def _note(self, slot: int) -> None:
-        if slot < NOTED:
-            at = FIRST_NOTE + slot * NOTE_WORDS
-            if self._words[at] != self._pid:
-                name = multiprocessing.current_process().name.encode()[:48]
-                NOTE.pack_into(self._map, at * 8, self._pid, 0.0, name)
-            self._times[at + 1] = _now()
+    def _take(self, owner: Owner, overtake: bool) -> bool:
+        if not overtake and self._words[WAITED_FOR] == HUNGRY:
+            return False
+        try:
+            slot = self._free.pop()
+        except IndexError:
+            return False
+        try:
+            _lockf(self._fd, _NOW, 1, slot)
+        except (BlockingIOError, PermissionError):
+            slot = self._lock_other(slot)
+            if slot < 0:
+                return False
+        try:
+            if slot < NOTED:
+                at = FIRST_NOTE + slot * NOTE_WORDS
+                if self._words[at] != self._pid:
+                    self._sign(at)
+                self._times[at + 1] = _now()
+            self._held[slot] = owner
+        except BaseException:  # Ctrl-C in the middle
+            self._held[slot] = owner
+            self.give(owner)
+            raise
+        return True
+
+    def _take_unready(self, owner: Owner, overtake: bool) -> bool:
+        with self._mutex:
+            self._get_ready()
+            if not self._take(owner, overtake):
+                return False
+            if _FINDS_DELETED or len(self._held) > 1 or os.fstat(self._fd).st_nlink:
+                return True
+            self._stale = True  # deleted underneath: others meet on a new file
+            self.give(owner)
+            return self._take_unready(owner, overtake)
+
+    def _sign(self, at: int) -> None:
+        name = multiprocessing.current_process().name.encode()[:48]
+        NOTE.pack_into(self._map, at * 8, self._pid, 0.0, name)
 
     def _lock_other(self, missed: int) -> int:
         """Lock another slot that nobody holds, popped off `_free`; -1 if there is none."""
@@ -158,59 +164,51 @@ class Slots:
 
     def give(self, owner: Owner) -> bool:
         """Give back a slot of ``owner``; False if it holds none."""
-        with self._mutex:
-            mine = self._held.get(owner)
-            if not mine:
-                return False
-            slot = mine.pop()
+        held, slot = self._held, -1
+        for slot, who in held.copy().items():  # noqa: B007
+            if who == owner:
+                break
+        else:
+            return False
+        try:
+            del held[slot]
+        except KeyError:  # another thread gave it back
+            return self.give(owner)
+        # To unlock it, and to tell who waits: a waiter that saw us hold it relies on both.
+        try:
             try:
-                if not mine:
-                    del self._held[owner]
-                # To unlock a slot, and to tell who waits: a waiter that saw us hold it
-                # relies on both.
                 _lockf(self._fd, _FREE, 1, slot)
+            finally:
                 self._free.append(slot)
-                if self._words[WAITED_FOR]:
-                    self.ring()
-            except BaseException:  # Ctrl-C in the middle
-                self._abandon(slot, owner)
-                raise
-            return True
+            if self._words[WAITED_FOR]:
+                self.ring()
+        except BaseException:  # Ctrl-C in the middle; to ring once more does no harm
+            self.ring()
+            raise
+        return True
 
     def give_any(self) -> bool:
         """Give back a slot that this process holds; False if it holds none."""
-        with self._mutex:
-            return any(self.give(owner) for owner in list(self._held))
-
-    def _abandon(self, slot: int, owner: Owner) -> None:
-        """Give back a slot, whatever of that, or of taking it, was done before."""
-        mine = self._held.get(owner, [])
-        if slot in mine:
-            mine.remove(slot)
-        if not mine:
-            self._held.pop(owner, None)
-        _platform.unlock_byte(self._fd, slot)
-        if slot not in self._free:
-            self._free.append(slot)
-        self.ring()
+        return any(self.give(owner) for owner in self._held.copy().values())
 
     def ring(self) -> None:
         """Have the first one who waits look for a free slot."""
         # Whoever noted last that he is first. If he died or left since, or is writing it
         # just now, it makes no difference whether he is rung: the next one will look
         # after this, and finds what we released (see `_waiter`).
-        first = self.queue.first()
-        self.bells.ring(first.pid, first.token)
-        if not self.queue.stands(first):
-            # Perhaps nobody waits: say so, unless somebody joins the queue just now. Having
-            # the JOIN lock we know that nobody is about to take a place unseen.
-            with self._joining(block=False) as ours:
-                if ours:
-                    self.queue.forget_dead()
+        with self._mutex:
+            first = self.queue.first()
+            self.bells.ring(first.pid, first.token)
+            if not self.queue.stands(first):
+                # Perhaps nobody waits: say so, unless somebody joins the queue just now.
+                # Having the JOIN lock we know that nobody is about to take a place unseen.
+                with self._joining(block=False) as ours:
+                    if ours:
+                        self.queue.forget_dead()
 
     def holds(self, owner: Owner) -> int:
         """Return how many slots ``owner`` holds."""
-        return len(self._held.get(owner, ()))
+        return list(self._held.values()).count(owner)
 
     def join(self, place: Place) -> Bell:
         """Take the last place in the queue; return a bell to wait with."""
@@ -302,8 +300,7 @@ class Slots:
 
     def own(self) -> list[int]:
         """Return which slots this process holds."""
-        with self._mutex:
-            return [slot for slots in self._held.values() for slot in slots]
+        return list(self._held)
 
     def note(self, slot: int) -> tuple[int, float, str]:
         """Return who noted to hold ``slot`` last: pid, since when, process name."""
@@ -329,7 +326,7 @@ class Slots:
         """Be one who can be watched, and whose file others use: before taking anything."""
         self._refresh()
         _presence.show(self._folder)
-        self._unready = False
+        self._unready = not _FINDS_DELETED
 
     def close(self) -> None:
         """Let go of the file, and remove it if nobody else has it open."""

@@ -270,6 +270,54 @@ def test_bells_deleted_underneath_those_who_wait_still_ring(tmp_path: Path) -> N
             assert second.hear() == "True"
 
 
+def threads_and_tasks(
+    semaphore: Semaphore, inside: Inside, first: int, turns: int, broken: Signal
+) -> None:
+    """Go in and out from three threads and two asyncio tasks, which switch all the time."""
+    sys.setswitchinterval(1e-6)
+
+    def visit(cell: int) -> None:
+        if inside.enter(cell) > semaphore.slots:
+            broken.set()
+        inside.leave(cell)
+
+    def work(cell: int) -> None:
+        for turn in range(turns):
+            # Some of them have a time to wait, others not.
+            assert semaphore.acquire(timeout=PATIENCE if turn % 2 else None)
+            visit(cell)
+            semaphore.release()
+
+    async def work_async(cell: int) -> None:
+        for _ in range(turns):
+            async with semaphore:
+                visit(cell)
+
+    async def main() -> None:
+        await asyncio.gather(work_async(first), work_async(first + 1))
+
+    threads = [threading.Thread(target=work, args=(first + 2 + n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    asyncio.run(main())
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_threads_and_tasks_of_several_processes_contend(
+    spawn: Spawn, tmp_path: Path, slots: int
+) -> None:
+    semaphore, broken = Semaphore(slots), Signal()
+    inside = Inside(str(tmp_path / "inside"), 15)
+    args = [(semaphore, inside, 5 * n, 150, broken) for n in range(3)]
+    for process in [spawn(threads_and_tasks, *these) for these in args]:
+        finish(process)
+    assert not broken.is_set(), "more were inside than there are slots"
+    assert inside.turns() == [150] * 15
+    assert semaphore.available == slots
+
+
 def take(semaphore: Semaphore) -> bool:
     return semaphore.acquire(block=False)
 
