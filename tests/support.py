@@ -60,6 +60,15 @@ def asleep(pid: int) -> bool:
     return all(state == "S" for state in states)
 
 
+def wake_ups(pid: int) -> int:
+    """Return how often the threads of a process have gone to sleep."""
+    count = 0
+    for thread in _threads(pid):
+        with open(f"/proc/{pid}/task/{thread}/status") as file:
+            count += sum(int(line.split()[1]) for line in file if line.startswith("voluntary"))
+    return count
+
+
 def exists(pid: int) -> bool:
     """Tell whether a process lives, and has not begun to die (Linux)."""
     try:

@@ -32,6 +32,9 @@ LINUX: Final = sys.platform == "linux" and not PORTABLE
 # descriptors that tell of a process, of memory, of packets
 
 
+HAS_PIDFDS: Final = LINUX and hasattr(os, "pidfd_open")
+
+
 def open_pidfd(pid: int) -> int | None:
     """Return a descriptor that becomes readable when process ``pid`` ends.
 
@@ -39,7 +42,7 @@ def open_pidfd(pid: int) -> int | None:
     caller has to look again from time to time. Raises ProcessLookupError if the
     process is gone and was reaped.
     """
-    if not (LINUX and hasattr(os, "pidfd_open")):
+    if not HAS_PIDFDS:
         return None
     try:
         return os.pidfd_open(pid)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, cast
 
@@ -19,7 +20,18 @@ import pytest
 from mpkit import _platform
 from mpkit._limit import Semaphore, limit
 from mpkit._signal import Signal
-from tests.support import PATIENCE, Inside, Spawn, asleep, finish, in_line, kill, python, until
+from tests.support import (
+    PATIENCE,
+    Inside,
+    Spawn,
+    asleep,
+    finish,
+    in_line,
+    kill,
+    python,
+    until,
+    wake_ups,
+)
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -380,6 +392,21 @@ def test_holders_are_those_of_all_processes(spawn: Spawn) -> None:
     for child in children:
         finish(child)
     assert semaphore.holders() == []
+
+
+@pytest.mark.skipif(not _platform.HAS_PIDFDS, reason="looks again from time to time")
+def test_who_waits_does_not_wake_while_nothing_changes(spawn: Spawn) -> None:
+    semaphore = Semaphore(1)
+    with semaphore:
+        first, second = spawn(crowd, semaphore, 1), spawn(crowd, semaphore, 1)
+        until(lambda: in_line(semaphore) == 2)
+        pids = [first.pid or 0, second.pid or 0]
+        until(lambda: all(asleep(pid) for pid in pids))
+        before = [wake_ups(pid) for pid in pids]
+        time.sleep(0.3)  # for as long as nothing is to happen
+        assert [wake_ups(pid) for pid in pids] == before
+    finish(first)
+    finish(second)
 
 
 def wait_and_time_out(semaphore: Semaphore) -> None:
