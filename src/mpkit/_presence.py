@@ -44,7 +44,9 @@ class Presence:
         """Nothing to let go of."""
 
     def _after_fork_in_child(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
         _shown.clear()
 
 

@@ -330,6 +330,32 @@ def test_threads_and_tasks_of_several_processes_contend(
     assert semaphore.available == slots
 
 
+def fork_again(semaphore: Semaphore, depth: int) -> None:
+    """Open something, use the semaphore, and fork: a child has what we opened."""
+    reader, writer = os.pipe()
+    with semaphore:
+        pass
+    if depth:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.write(writer, b"!")
+                assert os.read(reader, 1) == b"!"
+                fork_again(semaphore, depth - 1)
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_child_of_a_child_keeps_what_is_its_own(spawn: Spawn) -> None:
+    """Of what a fork lets go of, no number is closed a second time."""
+    semaphore = Semaphore(2)
+    with semaphore:
+        finish(spawn(fork_again, semaphore, 3))
+
+
 def take(semaphore: Semaphore) -> bool:
     return semaphore.acquire(block=False)
 
