@@ -13,7 +13,7 @@ import os
 import secrets
 from typing import Final
 
-from mpkit import _fork, _platform
+from mpkit import _fork, _platform, _runtime
 
 #: How many bells a process keeps of those that nobody waits with: for as many threads.
 IDLE: Final = 8
@@ -121,9 +121,17 @@ class Bells:
                     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
                     break
                 except FileNotFoundError:  # nobody has waited yet, or it was just removed
-                    os.makedirs(self.folder, 0o700, exist_ok=True)
+                    self._make_folder()
+                except OSError as error:
+                    raise _runtime.unusable(self.folder, error) from error
             bell = self._mine[token] = Bell(token, fd)
             return bell
+
+    def _make_folder(self) -> None:
+        try:
+            os.makedirs(self.folder, 0o700, exist_ok=True)
+        except OSError as error:
+            raise _runtime.unusable(self.folder, error) from error
 
     def _unmake(self, bell: Bell) -> None:
         self._mine.pop(bell.token, None)

@@ -43,7 +43,7 @@ class RuntimeDirectoryError(MpkitError, OSError):
     def __str__(self) -> str:
         return (
             f"mpkit's runtime directory {self.path} {self.why}; "
-            "set MPKIT_RUNTIME_DIR to a directory that only you can enter"
+            "set MPKIT_RUNTIME_DIR to a local directory that only you can enter"
         )
 
 

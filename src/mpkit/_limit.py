@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from typing import TYPE_CHECKING
+from types import CodeType
+from typing import TYPE_CHECKING, cast
 
 from mpkit import _fork, _platform, _runtime, _wait
 from mpkit._semaphore import Semaphore as Semaphore
@@ -16,7 +17,7 @@ from mpkit._semaphore import check_slots, line, source
 from mpkit._signal import check_name
 
 if TYPE_CHECKING:
-    from types import CodeType, FrameType
+    from types import FrameType
 
 
 def limit(slots: int, *, name: str | None = None, timeout: float | None = None) -> Semaphore:
@@ -85,7 +86,21 @@ def _site_key(frame: FrameType) -> str:
     """Return what identifies a call in the code, in every process that runs this code."""
     code = frame.f_code
     facts = [source(code), code.co_qualname, str(code.co_firstlineno), str(frame.f_lasti)]
-    digest = hashlib.blake2b("\0".join(facts).encode(), digest_size=10, person=b"mpkit limit")
+    # A path may have bytes that are no text, which Python keeps as surrogates.
+    text = "\0".join(facts).encode(errors="surrogatepass")
+    digest = hashlib.blake2b(text, digest_size=10, person=b"mpkit limit")
     if code.co_filename.startswith("<"):  # "<string>" and such: there may be several
-        digest.update(code.co_code)
+        digest.update(repr(_content(code)).encode(errors="backslashreplace"))
     return digest.hexdigest()
+
+
+def _content(value: object) -> object:
+    """Return what makes code or a constant what it is, the same in every process."""
+    if isinstance(value, CodeType):
+        parts = (value.co_names, value.co_varnames, value.co_freevars, _content(value.co_consts))
+        return value.co_code, *parts
+    if isinstance(value, tuple):
+        return tuple(_content(part) for part in cast("tuple[object, ...]", value))
+    if isinstance(value, frozenset):  # its order differs
+        return sorted(repr(_content(part)) for part in cast("frozenset[object]", value))
+    return repr(value)

@@ -13,6 +13,7 @@ import mmap
 import multiprocessing.popen_fork
 import multiprocessing.process
 import os
+import re
 import select
 import signal
 import socket
@@ -158,6 +159,51 @@ def foreign_lock(fd: int, start: int, length: int) -> tuple[int, int, int] | Non
         query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
         kind, _, first, count, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, query))
     return None if kind == fcntl.F_UNLCK else (pid, first, count)
+
+
+# where a path lies
+
+
+def file_system(path: str) -> str:
+    """Return the type of the file system that ``path`` is on, as "ext4"; "" if not known."""
+    if not LINUX:
+        return ""
+    try:
+        device = os.stat(path).st_dev
+        with open("/proc/self/mountinfo", "rb") as file:
+            mounts = os.fsdecode(file.read())
+    except OSError:
+        return ""
+    return find_mount(mounts, f"{os.major(device)}:{os.minor(device)}", path)
+
+
+def find_mount(mounts: str, number: str, path: str) -> str:
+    """Return the type of what is mounted as device ``number``, or else nearest above ``path``.
+
+    Of btrfs and overlays a file's device number is not always that of the mount.
+    """
+    points: list[tuple[str, str]] = []
+    for line in mounts.split("\n"):
+        # 36 35 98:0 /root /mnt/point rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+        words = line.split(" ")
+        try:
+            kind = words[words.index("-", 6) + 1]
+        except (ValueError, IndexError):  # not as documented
+            continue
+        if words[2] == number:
+            return kind
+        points.append((words[4], kind))
+    nearest, found, path = 0, "", os.path.join(os.path.realpath(path), "")
+    for escaped, kind in points:
+        point = os.path.join(_OCTAL.sub(lambda code: chr(int(code[1], 8)), escaped), "")
+        # What was mounted later hides what is mounted at the same point.
+        if len(point) >= nearest and path.startswith(point):
+            nearest, found = len(point), kind
+    return found
+
+
+#: How mountinfo writes a space, a tab, a newline and a backslash.
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
 # what the system knows of a process

@@ -20,14 +20,12 @@ import fcntl
 import hashlib
 import multiprocessing
 import os
+import re
 import stat
-from typing import TYPE_CHECKING
+from typing import Final
 
 from mpkit import _fork, _platform
 from mpkit._errors import RuntimeDirectoryError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def base_directory() -> str:
@@ -36,7 +34,11 @@ def base_directory() -> str:
     Not below XDG_RUNTIME_DIR or TMPDIR: two programs of one user would then miss each
     other whenever their environments differ, as a cron job's and a login's do.
     """
-    return os.environ.get("MPKIT_RUNTIME_DIR") or f"/tmp/mpkit-{os.getuid()}"
+    chosen = os.environ.get("MPKIT_RUNTIME_DIR")
+    if not chosen:
+        return f"/tmp/mpkit-{os.getuid()}"
+    # One directory for the whole family, whatever directory each of its processes is in.
+    return os.path.normpath(os.path.join(_platform.start_directory(), chosen))
 
 
 def family_id() -> str:
@@ -56,6 +58,8 @@ class Home:
         self.base = base
         self.path = os.path.join(self.base, name)
         with _fork.guard:
+            _make_base(self.base)
+            _check_file_system(self.base)
             self._fd = self._enter()
             _fork.know(self)
         self._exit = _platform.call_at_exit(self.leave, -100)
@@ -71,7 +75,11 @@ class Home:
                 continue
             except OSError as error:
                 raise RuntimeDirectoryError(self.base, f"cannot be used ({error})") from error
-            fcntl.flock(fd, fcntl.LOCK_SH)  # waits for a sweeper at most
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH)  # waits for a sweeper at most
+            except OSError as error:  # some file systems have no locks
+                os.close(fd)
+                raise RuntimeDirectoryError(self.base, f"cannot be used ({error})") from error
             if leads_to(self.path, fd):
                 return fd
             os.close(fd)
@@ -162,8 +170,14 @@ def _home(name: str, base: str | None = None) -> Home:
 
 
 def sweep(base: str) -> None:
-    """Remove the folders of families that no longer live."""
+    """Remove the folders of families that no longer live.
+
+    None but those, and nothing in them but what we make: MPKIT_RUNTIME_DIR may have been
+    set to somebody's home directory.
+    """
     for entry in _entries(base):
+        if not _FOLDER.fullmatch(entry.name):
+            continue
         try:
             fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:  # not a folder, or swept by somebody else
@@ -174,39 +188,49 @@ def sweep(base: str) -> None:
             os.close(fd)
 
 
+#: What the folder of a family is called, and that of all named things.
+_FOLDER: Final = re.compile("[0-9a-f]{20}|named")
+#: How the names of what lies in them begin: a signal, a semaphore, the bells of one.
+_OURS: Final = ("sig-", "sem-", "queue-sem-")
+
+
 def _remove_if_deserted(path: str, fd: int) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:  # in use, as a rule
         return
     if leads_to(path, fd):
-        _remove(path)
+        for entry in _entries(path):
+            if entry.name.startswith(_OURS):
+                _remove(entry)
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
 
 
-def _remove(path: str) -> None:
-    """Remove a folder and all below it; what vanishes meanwhile is fine."""
-    for entry in _entries(path):
+def _remove(entry: os.DirEntry[str]) -> None:
+    """Remove a file, or a folder and all in it; not what vanishes, or what we may not."""
+    with contextlib.suppress(OSError):
         if entry.is_dir(follow_symlinks=False):
-            _remove(entry.path)
+            for inner in _entries(entry.path):
+                _remove(inner)
+            os.rmdir(entry.path)
         else:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(entry.path)
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(path)
+            os.unlink(entry.path)
 
 
-def _entries(path: str) -> Iterator[os.DirEntry[str]]:
+def _entries(path: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
-            yield from list(entries)
-    except FileNotFoundError:
-        return
+            return list(entries)
+    except OSError:  # it vanished, or we may not read it
+        return []
 
 
 def leads_to(path: str, fd: int) -> bool:
+    """Tell whether ``path`` is what ``fd`` is open on; also False if that cannot be known."""
     try:
         there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
+    except OSError:
         return False
     here = os.fstat(fd)
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
@@ -223,6 +247,10 @@ def _make_base(path: str) -> None:
         found = os.lstat(path)
     except FileNotFoundError:  # the last user of another folder just left
         return
+    except OSError as error:
+        raise RuntimeDirectoryError(path, f"cannot be used ({error.strerror})") from error
+    if stat.S_ISLNK(found.st_mode):
+        raise RuntimeDirectoryError(path, "is a symbolic link, not a directory")
     if not stat.S_ISDIR(found.st_mode):
         raise RuntimeDirectoryError(path, "is not a directory")
     if found.st_uid != os.geteuid():
@@ -231,3 +259,25 @@ def _make_base(path: str) -> None:
         raise RuntimeDirectoryError(
             path, f"is open to others (mode {stat.S_IMODE(found.st_mode):o}, not 700)"
         )
+
+
+def _check_file_system(path: str) -> None:
+    kind = _platform.file_system(path)
+    if kind in _NETWORK:
+        raise RuntimeDirectoryError(
+            path,
+            f"is on a network file system ({kind}), whose locks do not tell who holds them",
+        )
+
+
+#: File systems on which a lock is the server's, or a FIFO joins the processes of one machine.
+# fmt: off
+_NETWORK: Final = frozenset(
+    {
+        "nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "9p", "afs", "ceph", "coda", "glusterfs",
+        "lustre", "gpfs", "beegfs", "pvfs2", "orangefs", "panfs", "ocfs2", "gfs2", "fuse.sshfs",
+        "fuse.glusterfs", "fuse.ceph", "fuse.ceph-fuse", "fuse.s3fs", "fuse.rclone", "fuse.davfs",
+        "fuse.smbnetfs", "fuse.juicefs",
+    }
+)
+# fmt: on

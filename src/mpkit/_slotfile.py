@@ -125,7 +125,11 @@ def _enter(fd: int, path: str, slots: int, place: str, *, alone: bool) -> mmap.m
         try:
             os.ftruncate(fd, size)
             os.pwrite(fd, bytes(size), 0)
-            os.pwrite(fd, HEADER.pack(MAGIC, slots, 0, NOBODY, place.encode()[:PLACE_SIZE]), 0)
+            os.pwrite(
+                fd,
+                HEADER.pack(MAGIC, slots, 0, NOBODY, place.encode(errors="replace")[:PLACE_SIZE]),
+                0,
+            )
         except OSError as error:
             raise _runtime.unusable(path, error) from error
         _platform.lock_byte(fd, USE, shared=True)

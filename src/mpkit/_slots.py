@@ -145,7 +145,7 @@ class Slots:
             return self._take_unready(owner, overtake)
 
     def _sign(self, at: int) -> None:
-        name = multiprocessing.current_process().name.encode()[:48]
+        name = multiprocessing.current_process().name.encode(errors="replace")[:48]
         NOTE.pack_into(self._map, at * 8, self._pid, 0.0, name)
 
     def _lock_other(self, missed: int) -> int:
