@@ -104,7 +104,8 @@ class Bells:
             # kills a program that has set that to its default.
             try:
                 fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except FileNotFoundError:  # its owner closed it, or it was deleted underneath
+            except (FileNotFoundError, NotADirectoryError):
+                # Its owner closed it, or it was deleted underneath.
                 fd = _platform.open_deleted(path, pid, os.O_RDWR | os.O_NONBLOCK)
             if fd >= 0:
                 self._rung[token] = fd
@@ -129,13 +130,16 @@ class Bells:
 
     def _make_folder(self) -> None:
         try:
-            os.makedirs(self.folder, 0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.folder, 0o700)
+        except FileNotFoundError:  # all was deleted underneath
+            _runtime.restore(os.path.dirname(self.folder))
         except OSError as error:
             raise _runtime.unusable(self.folder, error) from error
 
     def _unmake(self, bell: Bell) -> None:
         self._mine.pop(bell.token, None)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it was deleted underneath
             os.unlink(self._path(os.getpid(), bell.token))
         bell.close()
 
@@ -150,7 +154,7 @@ class Bells:
     def _names(self) -> list[str]:
         try:
             return os.listdir(self.folder)
-        except FileNotFoundError:
+        except OSError:  # nobody has waited yet, or it was deleted underneath
             return []
 
     def _stop_ringing(self) -> None:

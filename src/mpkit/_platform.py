@@ -241,7 +241,7 @@ def lockers(offset: int) -> dict[int, set[int]]:
     """
     found: dict[int, set[int]] = {}
     if FINDS_DELETED:
-        with open("/proc/locks", encoding="ascii") as file:
+        with open("/proc/locks", encoding="utf-8") as file:
             for line in file:
                 # 1: POSIX  ADVISORY  READ 1234 08:01:5678 0 EOF; with "->" where it waits
                 words = line.split()
