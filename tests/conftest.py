@@ -116,6 +116,7 @@ def _children() -> list[str]:
 def _descriptors() -> Counter[str]:
     """Return what this process has open, but for what stays open by design."""
     found: Counter[str] = Counter()
+    multiprocessing.active_children()  # reaps those of the fork server too, which end later
     ours = {home._fd for home in _runtime._homes.values()}
     ours |= {presence._fd for presence in _presence._shown.values()}
     ours |= {_forkserver()._forkserver_alive_fd, _tracker()._fd}

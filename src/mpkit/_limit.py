@@ -86,6 +86,8 @@ def _site_key(frame: FrameType) -> str:
     """Return what identifies a call in the code, in every process that runs this code."""
     code = frame.f_code
     facts = [source(code), code.co_qualname, str(code.co_firstlineno), str(frame.f_lasti)]
+    if code.co_name.startswith("<"):  # several lambdas of a line have all of this in common
+        facts.append(repr(list(code.co_positions())[frame.f_lasti // 2]))
     # A path may have bytes that are no text, which Python keeps as surrogates.
     text = "\0".join(facts).encode(errors="surrogatepass")
     digest = hashlib.blake2b(text, digest_size=10, person=b"mpkit limit")
