@@ -190,8 +190,9 @@ def sweep(base: str) -> None:
 
 #: What the folder of a family is called, and that of all named things.
 _FOLDER: Final = re.compile("[0-9a-f]{20}|named")
-#: How the names of what lies in them begin: a signal, a semaphore, the bells of one.
-_OURS: Final = ("sig-", "sem-", "queue-sem-")
+#: How the names of what lies in them begin: a signal, a semaphore, the bells of one, and
+#: who is there.
+_OURS: Final = ("sig-", "sem-", "queue-sem-", "here-")
 
 
 def _remove_if_deserted(path: str, fd: int) -> None:
