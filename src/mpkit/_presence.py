@@ -16,7 +16,7 @@ import errno
 import os
 from typing import Final
 
-from mpkit import _fork, _platform
+from mpkit import _fork, _platform, _runtime
 
 
 class Presence:
@@ -34,7 +34,7 @@ class Presence:
         self._exit = _platform.call_at_exit(self._leave, -90)
 
     def _leave(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # the folder was deleted underneath
             os.unlink(self._path)
 
     def _before_fork(self) -> None:
@@ -59,10 +59,17 @@ _shown: dict[str, Presence] = {}
 
 def show(folder: str) -> None:
     """Have a FIFO in ``folder`` from now on."""
-    if folder not in _shown:
-        with _fork.guard, contextlib.suppress(FileNotFoundError):  # deleted underneath
+    if folder in _shown:
+        return
+    with _fork.guard:
+        try:
             if folder not in _shown:
                 _shown[folder] = Presence(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            # Deleted underneath: others look from time to time.
+            return
+        except OSError as error:
+            raise _runtime.unusable(_path(folder, os.getpid()), error) from error
 
 
 def watch(folder: str, pid: int) -> list[int]:

@@ -451,7 +451,12 @@ def test_an_interrupted_waiter_takes_nothing_and_passes_its_turn_on() -> None:
     assert in_line(semaphore) == 0
 
 
-def test_waiters_are_served_in_the_order_of_arrival() -> None:
+@pytest.mark.parametrize("mapped", [0, 2, 64], ids=["unmapped", "partly mapped", "mapped"])
+def test_waiters_are_served_in_the_order_of_arrival(
+    mapped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the queue fits into the part of the file that is mapped, or not."""
+    monkeypatch.setattr("mpkit._queue.MAPPED", mapped)
     semaphore, order = Semaphore(1), list[int]()
 
     def visit(number: int) -> None:

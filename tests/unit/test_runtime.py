@@ -187,6 +187,8 @@ def test_one_that_is_full_is_refused(tmp_path: Path) -> None:
 
 
 FULL_LATER = """
+if len(sys.argv) > 1:
+    mpkit._queue.MAPPED = 0  # as behind a long queue
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 semaphore = Semaphore(1)
 copy = Semaphore(1)
@@ -204,8 +206,9 @@ assert len(semaphore._slots.queue.entries()) == 0
 
 
 def test_waiting_says_so_when_the_disk_became_full(tmp_path: Path) -> None:
-    """A place in the queue needs room; a slot does not, once the file is there."""
-    lines = run(FULL_LATER, tmp_path / "home")
+    """A place in a long queue needs room; all else does not, once the file is there."""
+    assert run(FULL_LATER, tmp_path / "home") == ["done"] * 3
+    lines = run("import mpkit._queue; sys.argv.append('long')\n" + FULL_LATER, tmp_path / "home")
     assert_refused(lines[:1], tmp_path / "home", "cannot be used (", 1)
     assert lines[1:] == ["done", "done"]
 
