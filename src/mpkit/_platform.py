@@ -250,6 +250,18 @@ def lockers(offset: int) -> dict[int, set[int]]:
     return found
 
 
+def flockers() -> set[int]:
+    """Return which processes have a shared `flock`, on anything; {} as with `lockers`."""
+    found: set[int] = set()
+    if FINDS_DELETED:
+        with open("/proc/locks", encoding="ascii") as file:
+            for line in file:
+                words = line.split()
+                if words[1:4] == ["FLOCK", "ADVISORY", "READ"] and int(words[4]) > 0:
+                    found.add(int(words[4]))
+    return found
+
+
 def open_deleted(path: str, pid: int, flags: int) -> int:
     """Open a file that was deleted from ``path``, but that process ``pid`` has open; or -1.
 

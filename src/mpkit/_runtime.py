@@ -150,6 +150,29 @@ def restore(folder: str) -> None:
     _homes[folder].restore()
 
 
+@contextlib.contextmanager
+def alone(folder: str) -> Iterator[None]:
+    """Let no other process or thread be in here with a folder of the same directory.
+
+    For a few system calls. Who is killed inside leaves, as with every `flock`.
+    """
+    base = os.path.dirname(folder)
+    with _fork.guard:  # a child born in between would share the lock, and keep it
+        while True:
+            restore(folder)
+            try:
+                fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except FileNotFoundError:  # deleted again
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if leads_to(base, fd) and os.path.isdir(folder):
+                    yield
+                    return
+            finally:
+                os.close(fd)
+
+
 def unusable(path: str, error: OSError) -> RuntimeDirectoryError:
     """Say that ``error`` happened to a file of a folder."""
     base = os.path.dirname(os.path.dirname(path))

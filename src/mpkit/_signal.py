@@ -23,13 +23,14 @@ import secrets
 import select
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from typing_extensions import override
 
-from mpkit import _fork, _runtime, _wait
+from mpkit import _fork, _platform, _runtime, _wait
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Generator, Sequence
     from typing import Self
 
@@ -75,14 +76,20 @@ class Signal:
     and in `mpkit.wait`; it is readable while it is set.
 
     No method but `wait` ever blocks, whoever was killed whenever, and `set` may be called
-    in a signal handler. A process that dies takes nothing with it.
+    in a signal handler, whatever that interrupts. A process that dies takes nothing with it.
 
-    What `wait` promises: it returns True only if the signal was set at a moment during
-    the call, and a signal that *stays* set ends every wait. One that is set and cleared
+    `set`, `clear` and `is_set` each happen at one moment, so that all processes agree on
+    when it was set. What `wait` promises: it returns True only if the signal was set at a
+    moment during the call, and False only if it was clear at a moment after ``timeout``
+    seconds. So a signal that *stays* set ends every wait. One that is set and cleared
     again at once may be missed by those who wait. Setting it twice is setting it once.
+    The same is true of ``await signal``, and thousands of tasks may do that.
 
     The state lives as long as some process has the signal open: keep a reference to it
-    until it has arrived where you sent it, as with `multiprocessing.Event`.
+    until it has arrived where you sent it, as with `multiprocessing.Event`. Should its
+    file be deleted meanwhile (by a program that tidies up ``/tmp``), those who have it
+    open go on, and on Linux those who come later join them. On macOS these would begin
+    another signal of that name.
 
     Args:
         name: shared by all programs of this user that give the same name (letters,
@@ -107,6 +114,7 @@ class Signal:
     _name: str | None
     # Whether somebody else may come to open the path, so that the file has to stay.
     _shared: bool
+    _crowds: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _wait.Crowd]
 
     def __init__(self, *, name: str | None = None) -> None:
         if name is None:
@@ -145,7 +153,8 @@ class Signal:
 
     def _open(self, path: str, name: str | None, *, shared: bool) -> None:
         self._path, self._name, self._shared = path, name, shared
-        self._fd = _open_fifo(path)
+        self._crowds = weakref.WeakKeyDictionary()
+        self._fd = _open_fifo(path) if shared else _make_fifo(path)
         # Not at exit: the kernel closes the descriptor, the family's folder takes the file.
         weakref.finalize(self, os.close, self._fd).atexit = False
         if not shared:
@@ -182,12 +191,15 @@ class Signal:
 
         """
         deadline = _wait.Deadline(timeout)
-        # Another look after the time is up: poll's milliseconds cannot be early, but a
-        # timeout beyond its longest wait (24 days) is waited for in pieces.
-        while not _wait.poll((self._fd,), deadline.left()):
-            if deadline.passed():
+        while True:
+            # The last look begins after the time is up. Of a poll that came back empty one
+            # knows less: it may have been interrupted by a signal handler, which set us and
+            # took so long that poll did not look again; or have been at its longest (24 days).
+            last = deadline.passed()
+            if _wait.poll((self._fd,), deadline.left()):
+                return True
+            if last:
                 return False
-        return True
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while the signal is set, to be polled only."""
@@ -197,8 +209,13 @@ class Signal:
         return self._wait_async().__await__()
 
     async def _wait_async(self) -> bool:
+        import asyncio  # noqa: PLC0415  who awaits has it; nobody else should pay for it
+
         while not self.is_set():  # it may be cleared between the wake-up and our turn
-            await _wait.readable((self._fd,))
+            # A crowd for each event loop, of which every thread may have one.
+            loop = asyncio.get_running_loop()
+            crowd = self._crowds.get(loop) or self._crowds.setdefault(loop, _wait.Crowd())
+            await crowd.wait(self._fd)
         return True
 
     def _ready(self) -> bool:
@@ -232,13 +249,51 @@ class Signal:
         """The inherited descriptor is good: the FIFO is the state."""
 
 
+_FLAGS: Final = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
 def _open_fifo(path: str) -> int:
+    """Open the FIFO at ``path``, or make it.
+
+    If one was deleted from there underneath its users, then it is theirs: who comes now
+    meets them on it. (Only where the system tells of them, which macOS does not.)
+    """
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkfifo(path, 0o600)
-        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, _FLAGS)
+        # Those who find nothing look one after the other: the next one sees what this one
+        # has decided. Not so those who find a FIFO: nobody makes one that is not to stay.
+        with _runtime.alone(os.path.dirname(path)):
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(path, _FLAGS)
+            fd = _open_deleted_fifo(path)
+            if fd < 0:
+                os.mkfifo(path, 0o600)
+                fd = os.open(path, _FLAGS)
+            return fd
     except OSError as error:
         raise _runtime.unusable(path, error) from error
+
+
+def _make_fifo(path: str) -> int:
+    """Make a FIFO that nobody else knows of yet."""
+    while True:
+        try:
+            os.mkfifo(path, 0o600)
+            return os.open(path, _FLAGS)
+        except FileNotFoundError:  # the folder was deleted underneath
+            _runtime.restore(os.path.dirname(path))
+        except OSError as error:
+            raise _runtime.unusable(path, error) from error
+
+
+def _open_deleted_fifo(path: str) -> int:
+    """Open the FIFO that was deleted from ``path`` and is in use; -1 if there is none."""
+    # Whoever has a signal holds a folder of the runtime directory with a shared flock.
+    opened = (
+        _platform.open_deleted(path, pid, os.O_RDWR | os.O_NONBLOCK) for pid in _platform.flockers()
+    )
+    return next((fd for fd in opened if fd >= 0), -1)
 
 
 def _unlink(path: str, creator: int) -> None:

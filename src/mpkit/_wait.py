@@ -114,6 +114,43 @@ async def _until(fds: Sequence[int], add: str, remove: str, timeout: float | Non
     return True
 
 
+class Crowd:
+    """All tasks of an event loop that wait for one descriptor, which they share a copy of.
+
+    With a copy for each, as in `_until`, thousands of tasks would need thousands of
+    descriptors. For what keeps its descriptor as long as anybody waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._copy = -1
+
+    async def wait(self, fd: int) -> None:
+        """Return when ``fd`` is readable."""
+        import asyncio  # noqa: PLC0415  who awaits has it; nobody else should pay for it
+
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        self._waiting.add(woken)
+        try:
+            if self._copy < 0:
+                self._copy = os.dup(fd)
+                loop.add_reader(self._copy, self._wake)
+            await woken
+        finally:
+            self._waiting.remove(woken)
+            if self._copy >= 0 and not self._waiting:
+                copy, self._copy = self._copy, -1
+                loop.remove_reader(copy)
+                os.close(copy)
+
+    def _wake(self) -> None:
+        # Called again in each turn of the loop until the last one has left.
+        for woken in self._waiting:
+            if not woken.done():
+                woken.set_result(None)
+
+
 @runtime_checkable
 class Waitable(Protocol):
     """What `wait` takes, besides futures: a Signal, a Channel or a Job."""
@@ -160,8 +197,9 @@ def wait(*things: T, timeout: float | None = None) -> list[T]:
     with contextlib.ExitStack() as stack:
         bells: list[int] | None = None
         while True:
+            last = deadline.passed()  # before the look: a signal handler may come between
             ready = [thing for thing in things if _is_ready(thing)]
-            if ready or deadline.passed() or not things:
+            if ready or last or not things:
                 return ready
             if bells is None:
                 bells = [_bell(thing, stack) for thing in things if isinstance(thing, Future)]

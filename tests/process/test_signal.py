@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
+import pytest
+
+from mpkit import _platform
 from mpkit._signal import Signal
-from tests.support import PATIENCE, Spawn, finish, python, until
+from tests.support import PATIENCE, Spawn, copied, finish, python, until
 
 if TYPE_CHECKING:
     import multiprocessing
     from multiprocessing.context import BaseContext
+    from pathlib import Path
 
 
 def answer(question: Signal, reply: Signal) -> bool:
@@ -131,3 +137,111 @@ def test_processes_that_set_and_clear_at_once_leave_it_as_the_last_one_did(spawn
     assert signal.wait(0)
     signal.clear()
     assert not signal.is_set()
+
+
+TALKER = """
+import sys
+from mpkit import Signal
+signal = Signal(name="some")
+print("ready", flush=True)
+for line in sys.stdin:
+    print(getattr(signal, line.strip())(), flush=True)
+"""
+
+
+class Talker:
+    """Another program, with a signal of the name "some"."""
+
+    def __init__(self, home: str) -> None:
+        self.program = python(TALKER, MPKIT_RUNTIME_DIR=home)
+        self.began = False
+
+    def __enter__(self) -> Talker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.program.kill()
+        self.program.communicate()
+
+    def begin(self) -> None:
+        if not self.began:
+            assert self.hear() == "ready"
+            self.began = True
+
+    def say(self, method: str) -> None:
+        self.begin()
+        assert self.program.stdin
+        self.program.stdin.write(method + "\n")
+        self.program.stdin.flush()
+
+    def hear(self) -> str:
+        assert self.program.stdout
+        return self.program.stdout.readline().strip()
+
+    def ask(self, method: str) -> str:
+        self.say(method)
+        return self.hear()
+
+
+@pytest.mark.skipif(not _platform.FINDS_DELETED, reason="nobody tells who uses a deleted file")
+@pytest.mark.parametrize("deleted", ["file", "folder", "all"])
+def test_programs_meet_although_the_file_was_deleted_underneath(
+    tmp_path: Path, deleted: str
+) -> None:
+    home = str(tmp_path / "home")
+    with ExitStack() as programs:
+        first = programs.enter_context(Talker(home))
+        first.begin()
+        if deleted == "file":
+            os.unlink(f"{home}/named/sig-some")
+        else:
+            shutil.rmtree(f"{home}/named" if deleted == "folder" else home)
+        # Those who come now do so at once, and one of them while the first one leaves.
+        others = [programs.enter_context(Talker(home)) for _ in range(2)]
+        for other in others:
+            other.say("wait")
+        assert first.ask("is_set") == "False"
+        assert first.ask("set") == "None"
+        assert [other.hear() for other in others] == ["True", "True"]
+        first.program.kill()
+        first.program.wait()
+        last = programs.enter_context(Talker(home))
+        assert last.ask("is_set") == "True"
+        assert others[0].ask("clear") == "None"
+        assert last.ask("is_set") == "False"
+    with Talker(home) as alone:  # all were killed: a new one
+        assert alone.ask("is_set") == "False"
+        assert os.path.exists(f"{home}/named/sig-some")
+
+
+@pytest.mark.skipif(not _platform.FINDS_DELETED, reason="nobody tells who uses a deleted file")
+def test_a_signal_whose_file_was_deleted_can_be_sent_on(spawn: Spawn) -> None:
+    question, reply = Signal(), Signal()
+    for signal in (question, reply):
+        copied(signal)  # and now its file would stay
+        os.unlink(signal._path)
+    child = spawn(answer, question, reply)
+    question.set()
+    assert reply.wait(PATIENCE)
+    finish(child)
+
+
+def test_those_who_have_a_signal_go_on_when_its_folder_is_deleted(
+    spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPKIT_RUNTIME_DIR", str(tmp_path / "home"))
+    question, reply, ready = Signal(), Signal(), Signal()
+    child = spawn(answer_when_ready, question, reply, ready)
+    assert ready.wait(PATIENCE)
+    shutil.rmtree(tmp_path / "home")
+    question.set()
+    assert reply.wait(PATIENCE)
+    finish(child)
+    another = Signal()  # in a new folder
+    another.set()
+    assert copied(another).is_set()
+
+
+def answer_when_ready(question: Signal, reply: Signal, ready: Signal) -> None:
+    ready.set()
+    answer(question, reply)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import math
 import os
 import pickle
 import secrets
 import selectors
 import signal as signals
 import threading
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -19,7 +22,11 @@ from hypothesis import strategies as st
 from mpkit import _runtime
 from mpkit._signal import Signal
 from mpkit._wait import wait
-from tests.support import PATIENCE, copied
+from tests.support import PATIENCE, copied, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import CodeType, FrameType
 
 
 def a_name() -> str:
@@ -89,20 +96,103 @@ def test_set_wakes_all_threads_that_wait() -> None:
     assert results == [True] * 5
 
 
-def test_set_works_in_a_signal_handler_that_interrupts_wait_and_set() -> None:
-    signal = Signal()
-    before = signals.signal(signals.SIGALRM, lambda *_: signal.set())
+@contextlib.contextmanager
+def alarms(
+    handler: Callable[[FrameType | None], object], first: float, then: float
+) -> Iterator[None]:
+    """Have a signal handler interrupt this thread, once or again and again."""
+    before = signals.signal(signals.SIGALRM, lambda _, frame: handler(frame))
     try:
-        signals.setitimer(signals.ITIMER_REAL, 0.05)
-        assert signal.wait(PATIENCE)
-        for _ in range(50):
-            signals.setitimer(signals.ITIMER_REAL, 0.0005)
-            for _ in range(100):
-                signal.set()
-                signal.clear()
+        signals.setitimer(signals.ITIMER_REAL, first, then)
+        yield
     finally:
         signals.setitimer(signals.ITIMER_REAL, 0)
         signals.signal(signals.SIGALRM, before)
+
+
+def is_inside(frame: FrameType | None, code: CodeType) -> bool:
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
+
+
+@pytest.mark.parametrize("method", ["set", "clear", "is_set", "wait"])
+def test_set_works_in_a_signal_handler_that_interrupts_any_method(method: str) -> None:
+    signal, interrupted = Signal(), 0
+    code = getattr(Signal, method).__code__
+
+    def handler(frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted += is_inside(frame, code)
+        signal.set()
+        assert signal.is_set()
+
+    with alarms(handler, 0.0002, 0.0002):
+        end = time.monotonic() + PATIENCE
+        while interrupted < 100:
+            assert time.monotonic() < end, f"{method} was interrupted {interrupted} times only"
+            if method == "set":
+                signal.set()
+                assert signal.is_set()
+                signal.clear()
+            elif method == "wait":
+                signal.clear()
+                assert signal.wait(PATIENCE)
+            else:
+                getattr(signal, method)()
+        signal.clear()
+        assert signal.wait(PATIENCE)  # nothing is broken: the next alarm sets it
+    signal.clear()
+    assert not signal.is_set()
+
+
+@pytest.mark.parametrize("number_of_alarms", [1, 10])
+@pytest.mark.parametrize(
+    "waits", [Signal.wait, lambda signal, timeout: wait(signal, timeout=timeout)]
+)
+def test_an_interrupted_wait_looks_again_when_its_time_is_up(
+    waits: Callable[[Signal, float], object], number_of_alarms: int
+) -> None:
+    """The handler sets it in time, but returns late."""
+    signal, alarmed, set_at = Signal(), 0, math.inf
+
+    def handler(_: FrameType | None) -> None:
+        nonlocal alarmed, set_at
+        alarmed += 1
+        if alarmed == number_of_alarms:
+            signals.setitimer(signals.ITIMER_REAL, 0)
+            signal.set()
+            set_at = time.monotonic()
+            until(lambda: time.monotonic() > set_at + 0.05)
+
+    with alarms(handler, 0.0005, 0.0005):
+        began = time.monotonic()
+        result = waits(signal, 0.05)
+        assert result or set_at > began + 0.05
+
+
+@pytest.mark.parametrize("timeout", [0, 1e-9, 0.0001, 0.001, 0.0015, 0.0123, 0.05])
+def test_a_wait_is_never_early(timeout: float) -> None:
+    signal = Signal()
+    for waits in (signal.wait, lambda timeout: bool(wait(signal, timeout=timeout))):
+        for _ in range(3):
+            began = time.monotonic()
+            assert not waits(timeout)
+            assert time.monotonic() - began >= timeout
+
+
+def test_a_wait_that_is_interrupted_all_the_time_is_never_early() -> None:
+    signal, count = Signal(), 0
+
+    def handler(_: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+
+    with alarms(handler, 0.0005, 0.0005):
+        began = time.monotonic()
+        assert not signal.wait(0.1)
+        assert time.monotonic() - began >= 0.1
+    assert count > 1
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "1", True])
