@@ -22,11 +22,13 @@ import multiprocessing
 import os
 import re
 import stat
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mpkit import _fork, _platform
 from mpkit._errors import RuntimeDirectoryError
 
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 def base_directory() -> str:
     """Return the path of this user's runtime directory.
@@ -151,7 +153,7 @@ def restore(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: str) -> Iterator[None]:
+def alone(folder: str) -> Generator[None]:
     """Let no other process or thread be in here with a folder of the same directory.
 
     For a few system calls. Who is killed inside leaves, as with every `flock`.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import signal as signals
 import time
 from typing import TYPE_CHECKING
 
@@ -80,6 +82,76 @@ def test_no_operation_blocks_when_processes_are_killed_in_the_midst_of_set_and_c
         for _ in range(chance.randrange(200)):
             signal.is_set()
         kill(flipper)
+        for connection in (ours, theirs):
+            connection.close()
+        signal.set()
+        assert signal.wait(0)
+        signal.clear()
+        assert not signal.wait(0)
+
+
+def wait_for_all(signal: Signal, link: Connection[int, int]) -> None:
+    link.send(0)
+    raise SystemExit(0 if signal.wait(PATIENCE) else 1)
+
+
+def test_half_of_a_hundred_waiters_are_killed_at_once() -> None:
+    """Of a `multiprocessing.Event` `set` does not return then. Forked, for there are so many."""
+    fork = multiprocessing.get_context("fork")
+    signal, (ours, theirs) = Signal(), fork.Pipe()
+    waiters = [fork.Process(target=wait_for_all, args=(signal, theirs)) for _ in range(100)]
+    try:
+        for waiter in waiters:
+            waiter.start()
+        for _ in waiters:
+            ours.recv()
+        until(lambda: all(asleep(waiter.pid or 0) for waiter in waiters))
+        for waiter in waiters[::2]:
+            waiter.kill()  # and do not wait until it is dead
+        signal.set()
+        for waiter in waiters:
+            waiter.join(PATIENCE)
+        codes = [waiter.exitcode for waiter in waiters]
+        assert codes[1::2] == [0] * 50
+        # A dying one may have been woken, but got no further.
+        assert set(codes[::2]) <= {-signals.SIGKILL, 0}
+    finally:
+        for waiter in waiters:
+            waiter.kill()
+            waiter.join()
+            waiter.close()
+        for connection in (ours, theirs):
+            connection.close()
+    assert signal.is_set()
+    signal.clear()
+    assert not signal.is_set()
+    assert not signal.wait(0.001)
+    signal.set()
+    assert signal.wait()
+
+
+def wait_again_and_again(signal: Signal, link: Connection[int, int]) -> None:
+    link.send(0)
+    while True:
+        signal.wait(0.0002)
+
+
+def test_a_waiter_may_be_killed_at_any_moment() -> None:
+    """On its way into `wait`, inside it, and on its way out."""
+    fork = multiprocessing.get_context("fork")
+    signal, chance = Signal(), random.Random(2)
+    for _ in range(25):
+        ours, theirs = fork.Pipe()
+        waiter = fork.Process(target=wait_again_and_again, args=(signal, theirs))
+        waiter.start()
+        ours.recv()
+        for _ in range(chance.randrange(100)):
+            signal.set()
+            assert signal.is_set()
+            signal.clear()
+            assert not signal.is_set()
+        kill(waiter)
+        waiter.close()
         for connection in (ours, theirs):
             connection.close()
         signal.set()

@@ -6,18 +6,22 @@ import asyncio
 import os
 import secrets
 import shutil
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
+import mpkit
 from mpkit import _platform
 from mpkit._signal import Signal
-from tests.support import PATIENCE, Spawn, copied, finish, python, until
+from tests.support import PATIENCE, Spawn, asleep, copied, finish, python, until
 
 if TYPE_CHECKING:
     import multiprocessing
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
     from multiprocessing.context import BaseContext
     from pathlib import Path
 
@@ -118,6 +122,94 @@ def test_a_name_is_shared_with_other_programs() -> None:
         there.set()
         until(lambda: program.poll() is not None)
         assert program.returncode == 0
+
+
+async def wait_in_tasks(signal: Signal, count: int, begun: Callable[[], object]) -> int:
+    tasks = [asyncio.ensure_future(signal) for _ in range(count)]
+    await asyncio.sleep(0)  # each runs until it waits
+    begun()
+    return sum(await asyncio.gather(*tasks))
+
+
+def wait_in_a_crowd(signal: Signal, count: int, link: Connection[object, object]) -> None:
+    woken = list[bool]()
+    threads = [
+        threading.Thread(target=lambda: woken.append(signal.wait(PATIENCE))) for _ in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    in_tasks = asyncio.run(wait_in_tasks(signal, count, lambda: link.send("begun")))
+    for thread in threads:
+        thread.join(PATIENCE)
+    link.send((sum(woken), in_tasks))
+
+
+def test_one_set_wakes_thousands(spawn: Spawn, context: BaseContext) -> None:
+    """Some threads may not wait yet: it stays set for them."""
+    signal, count = Signal(), 250
+    links = [context.Pipe() for _ in range(4)]
+    crowds = [spawn(wait_in_a_crowd, signal, count, theirs) for _, theirs in links]
+    for ours, _ in links:
+        assert ours.recv() == "begun"
+    until(lambda: all(asleep(crowd.pid or 0) for crowd in crowds))
+    signal.set()
+    assert [ours.recv() for ours, _ in links] == [(count, count)] * 4
+    for crowd in crowds:
+        finish(crowd)
+    for link in links:
+        for connection in link:
+            connection.close()
+
+
+def test_wait_takes_it_beside_channels_jobs_and_tasks(start_method: str) -> None:
+    signal, go, (here, there) = Signal(), Signal(), mpkit.channel()
+    job = mpkit.start(go.wait, PATIENCE)
+    with mpkit.TaskPool(1) as pool:
+        task = pool.submit(go.wait, PATIENCE)
+        things = (signal, here, job, task)
+        assert mpkit.wait(*things, timeout=0) == []
+        signal.set()
+        assert mpkit.wait(*things, timeout=PATIENCE) == [signal]
+        there.send(start_method)
+        assert mpkit.wait(*things, timeout=PATIENCE) == [signal, here]
+        signal.clear()
+        assert here.recv() == start_method
+        go.set()
+        while ready := mpkit.wait(*things, timeout=PATIENCE):
+            things = tuple(thing for thing in things if thing not in ready)
+            if things == (signal, here):
+                break
+        assert things == (signal, here)
+        assert job.result()
+        assert task.result()
+    here.close()
+    there.close()
+
+
+def answer_over(question: Signal, reply: Signal) -> None:
+    assert not question.wait(0)
+    reply.set()
+    assert question.wait(PATIENCE)
+    assert asyncio.run(wait_in_tasks(question, 2, int)) == 2
+    question.clear()
+
+
+@pytest.mark.parametrize("managed", [False, True], ids=["Event", "manager"])
+def test_over_an_event_of_multiprocessing_or_of_a_manager(
+    spawn: Spawn, context: BaseContext, managed: bool
+) -> None:
+    with ExitStack() as stack:
+        source = stack.enter_context(context.Manager()) if managed else context
+        event = source.Event()
+        question, reply = Signal.over(event), Signal.over(source.Event())
+        child = spawn(answer_over, question, reply)
+        assert reply.wait(PATIENCE)
+        question.set()
+        assert event.is_set()
+        finish(child)
+        assert not question.is_set()
+        assert not question.wait(0.001)
+        assert "over" in repr(question)
 
 
 def set_and_clear(signal: Signal, times: int, done: Signal) -> None:

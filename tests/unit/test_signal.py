@@ -212,6 +212,73 @@ def test_it_can_be_awaited() -> None:
     assert asyncio.run(main())
 
 
+def test_tasks_that_await_it_need_no_thread_and_share_a_descriptor() -> None:
+    signal, count = Signal(), 2000
+    woken = list[int]()
+
+    async def one(number: int) -> None:
+        assert await signal
+        woken.append(number)
+
+    async def main() -> None:
+        threads, descriptors = threading.enumerate(), len(os.listdir("/dev/fd"))
+        tasks = [asyncio.create_task(one(number)) for number in range(count)]
+        await asyncio.sleep(0)  # each runs until it waits
+        assert threading.enumerate() == threads
+        assert len(os.listdir("/dev/fd")) <= descriptors + 1
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.sleep(0)
+        assert woken == []
+        signal.set()
+        await asyncio.wait(tasks)
+        assert threading.enumerate() == threads
+        assert len(os.listdir("/dev/fd")) == descriptors
+
+    asyncio.run(main())
+    assert sorted(woken) == list(range(1, count, 2))
+
+
+def test_loops_in_several_threads_await_one_signal() -> None:
+    signal, results, both = Signal(), list[bool](), threading.Barrier(3)
+
+    async def main() -> bool:
+        task = asyncio.ensure_future(signal)
+        await asyncio.sleep(0)
+        both.wait(PATIENCE)
+        return await task
+
+    threads = [
+        threading.Thread(target=lambda: results.append(asyncio.run(main()))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    both.wait(PATIENCE)
+    signal.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert results == [True, True]
+
+
+def test_a_task_that_comes_while_others_are_woken_wakes_too() -> None:
+    signal = Signal()
+
+    async def again(times: int) -> None:
+        for _ in range(times):
+            await signal
+            signal.clear()
+            asyncio.get_running_loop().call_soon(signal.set)
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(again(20)) for _ in range(10)]
+        await asyncio.sleep(0)
+        signal.set()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
 def test_awaiting_it_can_be_cancelled() -> None:
     async def main() -> None:
         with pytest.raises(TimeoutError):
