@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import random
 import signal as signals
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,7 +35,7 @@ def start_waiters(spawn: Spawn, signal: Signal, count: int) -> list[BaseProcess]
 
 
 @pytest.mark.parametrize("killed", [1, 3])
-def test_set_returns_at_once_and_wakes_the_others_when_waiters_were_killed(
+def test_set_returns_and_wakes_the_others_when_waiters_were_killed(
     spawn: Spawn, killed: int
 ) -> None:
     signal = Signal()
@@ -44,13 +43,10 @@ def test_set_returns_at_once_and_wakes_the_others_when_waiters_were_killed(
     for waiter in waiters[:killed]:
         kill(waiter)
 
-    started = time.monotonic()
-    signal.set()
-    took = time.monotonic() - started
+    signal.set()  # of a multiprocessing.Event it never returns
 
     assert signal.is_set()
     finish(waiters[killed])
-    assert took < 1  # of a multiprocessing.Event it never returns; here it is microseconds
 
 
 def test_a_signal_goes_on_working_after_its_waiters_were_killed(spawn: Spawn) -> None:
@@ -112,9 +108,7 @@ def test_half_of_a_hundred_waiters_are_killed_at_once() -> None:
         for waiter in waiters:
             waiter.join(PATIENCE)
         codes = [waiter.exitcode for waiter in waiters]
-        assert codes[1::2] == [0] * 50
-        # A dying one may have been woken, but got no further.
-        assert set(codes[::2]) <= {-signals.SIGKILL, 0}
+        assert codes == [-signals.SIGKILL, 0] * 50
     finally:
         for waiter in waiters:
             waiter.kill()
