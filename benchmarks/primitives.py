@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import time
 from typing import Any
 
 from benchmarks.registry import Case, case
 
 WAKE = case("set, another process wakes and answers", "µs", count=2_000, quick=300)
+BEREAVED = case("set() after 50 of 100 waiters were killed", "µs", count=3, quick=1)
 ROUND_TRIP = case("small message, there and back", "µs", count=5_000, quick=500)
 LARGE = case("16 MB array, one way", "MB/s", count=30, quick=5, size=16_000_000)
 
@@ -48,6 +51,60 @@ def _(count: int) -> float:
 @WAKE.run("multiprocessing")
 def _(count: int) -> float:
     return _wakes(multiprocessing.Event(), multiprocessing.Event(), count)
+
+
+#: Seconds after which a set() is taken to hang.
+HANGS_AFTER = 5
+
+
+def _await(event: Any, ready: Any) -> None:
+    os.nice(19)  # so that fifty who wake do not take the core from the one who is timed
+    ready.send(None)
+    event.wait()
+
+
+def _time_set(event: Any, result: list[float]) -> None:
+    began = time.perf_counter()
+    event.set()
+    result.append(time.perf_counter() - began)
+
+
+def _set_after_deaths(make: Callable[[], Any], count: int) -> float:
+    """Return the seconds of set() alone."""
+    fork = multiprocessing.get_context("fork")
+    taken: list[float] = []
+    for _ in range(count):
+        event, (ours, theirs) = make(), fork.Pipe()
+        processes = [fork.Process(target=_await, args=(event, theirs)) for _ in range(100)]
+        for process in processes:
+            process.start()
+        for _ in processes:
+            ours.recv()
+        time.sleep(0.3)  # until the last of them is inside wait()
+        for process in processes[:50]:
+            process.kill()
+            process.join()
+        setter = threading.Thread(target=_time_set, args=(event, taken), daemon=True)
+        setter.start()
+        setter.join(HANGS_AFTER)
+        for process in processes:
+            process.kill()
+            process.join()
+        if setter.is_alive():
+            raise TimeoutError(f"set() hangs (for {HANGS_AFTER} s at least)")
+    return sum(taken)
+
+
+@BEREAVED.run("mpkit")
+def _(count: int) -> float:
+    import mpkit
+
+    return _set_after_deaths(mpkit.Signal, count)
+
+
+@BEREAVED.run("multiprocessing")
+def _(count: int) -> float:
+    return _set_after_deaths(multiprocessing.get_context("fork").Event, count)
 
 
 def _echo(end: Any) -> None:
@@ -117,4 +174,4 @@ def _(count: int) -> float:
     return _pours(*multiprocessing.Pipe(), count)
 
 
-CASES: list[Case] = [WAKE, ROUND_TRIP, LARGE]
+CASES: list[Case] = [WAKE, BEREAVED, ROUND_TRIP, LARGE]

@@ -30,6 +30,7 @@ from mpkit._errors import RuntimeDirectoryError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+
 def base_directory() -> str:
     """Return the path of this user's runtime directory.
 

@@ -198,5 +198,5 @@ def test_a_signal_keeps_its_promises() -> None:
             return machine
 
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
-            model, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
+            model, settings=settings(max_examples=200, stateful_step_count=40, deadline=None)
         )
