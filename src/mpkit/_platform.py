@@ -254,7 +254,7 @@ def flockers() -> set[int]:
     """Return which processes have a shared `flock`, on anything; {} as with `lockers`."""
     found: set[int] = set()
     if FINDS_DELETED:
-        with open("/proc/locks", encoding="ascii") as file:
+        with open("/proc/locks", encoding="utf-8") as file:
             for line in file:
                 words = line.split()
                 if words[1:4] == ["FLOCK", "ADVISORY", "READ"] and int(words[4]) > 0:

@@ -167,6 +167,9 @@ def alone(folder: str) -> Generator[None]:
                 fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             except FileNotFoundError:  # deleted again
                 continue
+            except PermissionError:  # who may enter it, but not read it, cannot lock it
+                yield
+                return
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 if leads_to(base, fd) and os.path.isdir(folder):
