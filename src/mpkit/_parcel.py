@@ -90,6 +90,11 @@ class Parcel:
         self._movables.append(thing)
         return len(self._movables) - 1
 
+    @property
+    def bulky(self) -> bool:
+        """Whether it takes descriptors to send it (without a header)."""
+        return bool(self.buffers or self._copies) or len(self.stream) >= PACKET
+
     def own(self) -> None:
         """Copy the buffers, so that the caller may change the originals."""
         self.buffers = [pickle.PickleBuffer(bytes(buffer.raw())) for buffer in self.buffers]

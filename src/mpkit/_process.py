@@ -96,10 +96,15 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send a signal, unless the process has ended."""
-        with self._reaping:  # while it is not reaped its pid is nobody else's
-            if self._exitcode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, number)
+        with self._reaping, contextlib.suppress(ProcessLookupError):
+            if self._exitcode is not None:
+                return
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, number)
+            else:
+                # While we have not reaped it, its pid is nobody else's. (Under forkserver
+                # that is up to the server, which does it at once.)
+                os.kill(self.pid, number)
 
     def stop(self, grace: float = GRACE) -> None:
         """Ask the process to end, and kill it if it has not after ``grace`` seconds."""

@@ -43,6 +43,8 @@ class Worker:
         self._unread = Link.adopt(os.dup(reader.fd))
         # Sizes of packets and their tasks, for a system whose sockets know no packets.
         self._sent: deque[tuple[int, list[int]]] = deque()
+        #: What it was sent with descriptors, and has not reported.
+        self.bulky: set[int] = set()
         self.retiring = False
         self.hung_up = False
         try:
@@ -65,12 +67,17 @@ class Worker:
         return _platform.exit_reason(self.child.exitcode)
 
     def send(self, loads: list[Load], fds: list[int]) -> bool:
-        """Send a packet of tasks; False if its inbox is full, or it is gone."""
+        """Send a packet of tasks; False if its inbox is full, or it is gone.
+
+        Raises OSError if descriptors cannot be sent, since too many are on their way.
+        """
         packet = wire.encode_run(loads)
         try:
             sent = self._inbox.send(packet, fds, _NOW)
         except LinkDown:  # its death will be told by its sentinel
             return False
+        if sent and fds:
+            self.bulky.update(load.task for load in loads)
         if sent and not _platform.HAS_PACKETS:
             self._sent.append((len(packet), [load.task for load in loads]))
         return sent
@@ -78,8 +85,9 @@ class Worker:
     def retire(self) -> None:
         """Have it leave after what it was sent."""
         self.retiring = True
-        with contextlib.suppress(LinkDown):
-            self._inbox.send(wire.encode_leave(), [], _NOW)
+        # The end of the link comes after all packets, whether its inbox is full or not,
+        # and cannot be taken back with them.
+        self._inbox.shut_sending()
 
     def reports(self) -> Iterator[tuple[Ready | InitFailed | Done, list[int]]]:
         """Yield what it reported, and the descriptors that came with it. Never blocks.
@@ -110,9 +118,8 @@ class Worker:
             while (packet := self._unread.receive(_NOW)) is not None:
                 data, fds = packet
                 discard(fds)
-                message = wire.decode_for_worker(data)
-                if isinstance(message, wire.Run):
-                    tasks += [load.task for load in message.loads]
+                tasks += [load.task for load in wire.decode_for_worker(data).loads]
+        self.bulky.difference_update(tasks)
         return tasks
 
     def _left_in_stream(self) -> list[int]:
@@ -133,6 +140,7 @@ class Worker:
 
     def reported(self, task: int) -> None:
         """It has done this task, the first of those that it has."""
+        self.bulky.discard(task)
         if self._sent:
             tasks = self._sent[0][1]
             tasks.remove(task)

@@ -41,7 +41,7 @@ from mpkit._process import GRACE
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from multiprocessing.context import BaseContext
 
     from mpkit._parcel import Parcel
@@ -49,6 +49,13 @@ if TYPE_CHECKING:
     from mpkit._pool.schedule import Action
     from mpkit._pool.task import Task
     from mpkit._process import Call
+
+
+#: How many tasks a worker is sent at a time that travel with descriptors, of which we
+#: hold copies until they are done. One to run, and one to begin with after that.
+MOST_BULKY = 2
+
+_STOPPED = "was stopped with its pool"
 
 
 class Engine:
@@ -74,6 +81,7 @@ class Engine:
         self._ledger = Ledger()
         self._init_error: BaseException | None = None
         self._closed_because: str | None = None
+        self._terminated = False
         self._inbox: deque[Callable[[], None]] = deque()
         self._woken = False
         self._over = threading.Event()
@@ -131,7 +139,7 @@ class Engine:
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks that were not sent to a worker yet."""
-        self._ledger.cancel_waiting()
+        self._tell(self._ledger.cancel_waiting)
 
     def is_own_thread(self) -> bool:
         """Tell whether the calling thread is one that `join` would wait for."""
@@ -160,7 +168,7 @@ class Engine:
         """Settle what was submitted when it was too late. Holds _ending."""
         while self._inbox:
             self._inbox.popleft()()
-        self._ledger.settle_all("was stopped with its pool")
+        self._ledger.settle_all(_STOPPED)
         self._woken = False
 
     # the supervisor thread
@@ -193,7 +201,10 @@ class Engine:
     def _submitted(self, task: Task[Any], parcel: Parcel) -> None:
         self.recorder.submitted += 1
         self._ledger.add(task, parcel)
-        self._queue(task)
+        if self._terminated:  # it was being packed meanwhile
+            self._ledger.settle_all(_STOPPED)
+        else:
+            self._queue(task)
 
     def _queue(self, task: Task[Any]) -> None:
         options = task.options
@@ -201,8 +212,9 @@ class Engine:
         self._schedule.submitted(task.number, priority=options.priority, alone=alone)
 
     def _terminate(self) -> None:
+        self._terminated = True
         self._stop_workers()
-        self._ledger.settle_all("was stopped with its pool")
+        self._ledger.settle_all(_STOPPED)
         self._schedule = Schedule(0)
         self._schedule.close()
 
@@ -220,7 +232,7 @@ class Engine:
                 case wire.Ready():
                     self._schedule.started(number)
                 case wire.InitFailed(error):
-                    self._init_error = _outcome.unpack_error(error, fds)
+                    self._init_error = _unpack_error(error, fds)
         if worker.hung_up:  # its death, which we watch, will tell us more
             self._unwatch(worker.outbox.fd)
 
@@ -234,7 +246,7 @@ class Engine:
         if self._memory_limit is not None and done.resident > self._memory_limit:
             self._perform(self._schedule.retire(number))
         if failed:
-            self._failed(done.task, _outcome.unpack_error(done.outcome[1:], fds))
+            self._failed(done.task, _unpack_error(done.outcome[1:], fds))
             return
         try:
             value = _outcome.unpack_result(name, done.outcome[1:], fds)
@@ -249,7 +261,7 @@ class Engine:
         worker.child.join(None)
         while worker.has_reports():
             self._read_reports(number)
-        self._schedule.returned(number, worker.take_back())
+        self._returned(number, worker.take_back())
         self._schedule.died(number)
         self._unwatch(worker.outbox.fd)
         self._unwatch(worker.child.sentinel)
@@ -281,7 +293,7 @@ class Engine:
                 case Spawn():
                     self._spawn()
                 case TakeBack(number):
-                    self._schedule.returned(number, self._crew[number].take_back())
+                    self._returned(number, self._crew[number].take_back())
                 case Retire(number):
                     self._crew[number].retire()
                 case Lose(task, number):
@@ -308,11 +320,23 @@ class Engine:
         """Send tasks to a worker, several to a packet where they are small."""
         loads: list[wire.Load] = []
         room = wire.ROOM
-        for task in tasks:
+        left = deque(tasks)
+        while left:
+            task = left[0]
             if not self._ledger.begin(task):
-                self._schedule.withdrawn(number, task)
+                self._schedule.withdrawn(number, left.popleft())
                 continue
-            data, fds = self._ledger[task].parcel.seal()
+            parcel = self._ledger[task].parcel
+            if parcel.bulky and len(self._crew[number].bulky) >= MOST_BULKY:
+                break
+            try:
+                data, fds = parcel.seal()
+            except OSError as error:
+                self._flush(number, loads, [])
+                loads = []
+                self._cannot_send(number, left.popleft(), error)
+                break
+            left.popleft()
             if fds or len(data) + wire.PER_LOAD > room:
                 self._flush(number, loads, [])
                 loads, room = [], wire.ROOM
@@ -322,17 +346,42 @@ class Engine:
                 self._flush(number, loads, fds)
                 loads, room = [], wire.ROOM
         self._flush(number, loads, [])
+        if left:
+            self._returned(number, left)
 
     def _flush(self, number: int, loads: list[wire.Load], fds: list[int]) -> None:
         if not loads:
             return
         worker = self._crew[number]
         tasks = [load.task for load in loads]
-        if not worker.send(loads, fds):
-            self._schedule.returned(number, tasks)
+        try:
+            sent = worker.send(loads, fds)
+        except OSError as error:
+            (task,) = tasks  # with descriptors it is alone
+            self._cannot_send(number, task, error)
+            return
+        if not sent:
+            self._returned(number, tasks)
             return
         for task in tasks:
             self._ledger.sent(task, number, worker.pid)
+
+    def _cannot_send(self, number: int, task: int, error: OSError) -> None:
+        """There are no descriptors, or there is no memory, to send a task.
+
+        When another one ends there will be more. If there is none to end, this is its error.
+        """
+        if self._ledger.in_flight:
+            self._returned(number, [task])
+        else:
+            self._schedule.withdrawn(number, task)
+            self._ledger.settle(task, None, error)
+
+    def _returned(self, number: int, tasks: Sequence[int]) -> None:
+        """These tasks were not taken by a worker."""
+        for task in tasks:
+            self._ledger.came_back(task)
+        self._schedule.returned(number, tasks)
 
     # how tasks end
 
@@ -395,3 +444,11 @@ class Engine:
         # themselves, and its workers belong to the parent.
         if self._wake_writer >= 0:
             self._release()
+
+
+def _unpack_error(data: bytes, fds: list[int]) -> BaseException:
+    """Return the error that a worker sent, or the one that this raised."""
+    try:
+        return _outcome.unpack_error(data, fds)
+    except BaseException as error:  # noqa: BLE001  unpickling is user code
+        return error

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from mpkit._pool.task import Task
 
 
+#: Seconds; after that one looks again. (epoll can count to 24 days.)
+LONGEST_WAIT = 86_400.0
+
+
 class Entry:
     """A task, its packed call, and how it has fared."""
 
@@ -67,11 +71,23 @@ class Ledger:
             entry.deadline = time.monotonic() + timeout
             heapq.heappush(self._deadlines, (entry.deadline, number))
 
+    def came_back(self, number: int) -> None:
+        """A task was not taken by the worker that it was sent to: its time has not begun."""
+        entry = self._entries[number]
+        entry.worker = entry.pid = entry.deadline = None
+        entry.timed_out = False
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether some worker has a task that it will report."""
+        return any(entry.worker is not None for entry in self._entries.values())
+
     def next_deadline(self) -> float | None:
         """Return the seconds until `expired` may have something, or None."""
         if not self._deadlines:
             return None
-        return max(0.0, self._deadlines[0][0] - time.monotonic())
+        # No longer than a selector can wait.
+        return min(max(0.0, self._deadlines[0][0] - time.monotonic()), LONGEST_WAIT)
 
     def expired(self) -> Iterator[Entry]:
         """Yield the tasks that have run for too long, each once."""
@@ -88,8 +104,7 @@ class Ledger:
         if not entry.retries or not (crashed or isinstance(error, entry.task.options.retry_on)):
             return False
         entry.retries -= 1
-        entry.deadline = None
-        entry.timed_out = False
+        self.came_back(number)
         return True
 
     def settle(self, number: int, value: Any, error: BaseException | None) -> None:
@@ -113,7 +128,7 @@ class Ledger:
             self.settle(number, None, WorkerDied(entry.task.name, entry.pid, None, reason))
 
     def cancel_waiting(self) -> None:
-        """Cancel the tasks that were not sent. May be called by any thread."""
+        """Cancel the tasks that were not sent."""
         for entry in list(self._entries.values()):
             entry.task.cancel()
 

@@ -1,8 +1,9 @@
 """What parent and worker say to each other: a closed set of messages, each one packet.
 
-Parent to worker: `Run`, `Leave`. Worker to parent: `Ready`, `InitFailed`, `Done`. Both
-sides import this file, so they cannot disagree. A call or an outcome inside a message
-is what `Parcel.seal` made; descriptors ride on the packet, which then has one task.
+Parent to worker: `Run`, and the end of the link: leave. Worker to parent: `Ready`,
+`InitFailed`, `Done`. Both sides import this file, so they cannot disagree. A call or an
+outcome inside a message is what `Parcel.seal` made; descriptors ride on the packet, which
+then has one task.
 """
 
 from __future__ import annotations
@@ -24,10 +25,6 @@ class Run(NamedTuple):
     """Run these tasks in this order, and report each before the next begins."""
 
     loads: list[Load]
-
-
-class Leave(NamedTuple):
-    """End the worker, after what it has been sent before."""
 
 
 class Ready(NamedTuple):
@@ -55,7 +52,7 @@ class Done(NamedTuple):
     outcome: bytes
 
 
-_RUN, _LEAVE, _READY, _INIT_FAILED, _DONE = b"r", b"l", b"y", b"i", b"d"
+_RUN, _READY, _INIT_FAILED, _DONE = b"r", b"y", b"i", b"d"
 _COUNT = struct.Struct("=cH")
 _LOAD = struct.Struct("=QI")
 DONE_HEADER = struct.Struct("=cQddQ")
@@ -74,11 +71,6 @@ def encode_run(loads: list[Load]) -> bytes:
     return b"".join(parts)
 
 
-def encode_leave() -> bytes:
-    """Return the packet of a `Leave`."""
-    return _LEAVE
-
-
 def encode_ready() -> bytes:
     """Return the packet of a `Ready`."""
     return _READY
@@ -94,10 +86,8 @@ def done_header(task: int, began: float, ended: float, resident: int) -> bytes:
     return DONE_HEADER.pack(_DONE, task, began, ended, resident)
 
 
-def decode_for_worker(data: bytes) -> Run | Leave:
+def decode_for_worker(data: bytes) -> Run:
     """Return the message in a packet that the parent sent."""
-    if data[:1] == _LEAVE:
-        return Leave()
     _, count = _COUNT.unpack_from(data)
     loads: list[Load] = []
     offset = _COUNT.size

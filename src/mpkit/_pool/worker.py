@@ -57,12 +57,9 @@ def main(inbox: Link, outbox: Link, init: Call | None, report_memory: bool) -> N
             packet = inbox.receive()
             assert packet is not None  # there is no deadline
             data, fds = packet
-            message = wire.decode_for_worker(data)
-            if isinstance(message, wire.Leave):
-                return
-            for load in message.loads:
+            for load in wire.decode_for_worker(data).loads:
                 _report(outbox, load.task, *_run(load, fds), report_memory)
-    except LinkDown:  # the pool is gone
+    except LinkDown:  # there is no more to do, or the pool is gone
         return
 
 
@@ -111,8 +108,14 @@ def _report(
     report_memory: bool,
 ) -> None:
     resident = _platform.resident_bytes() if report_memory else 0
-    header = wire.done_header(task, began, ended, resident) + kind
+    header = wire.done_header(task, began, ended, resident)
+    try:
+        data, fds = parcel.seal(header + kind)
+    except OSError as error:  # no descriptors or no memory are left: that can be said
+        parcel.close()
+        error.add_note(f"(raised while a worker reported the result of task {task})")
+        parcel = _outcome.pack_error(f"the result of task {task}", error)
+        data, fds = parcel.seal(header + _outcome.FAILED)
     with contextlib.closing(parcel):
-        data, fds = parcel.seal(header)
         outbox.send(data, fds)
         parcel.depart("moved to the process that has the pool")

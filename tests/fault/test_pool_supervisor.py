@@ -1,0 +1,188 @@
+"""What once hung or ended the supervisor of a pool."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import mpkit
+from tests import poolwork
+from tests.support import PATIENCE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def nap(seconds: float, ballast: bytes = b"") -> int:
+    time.sleep(seconds)
+    return len(ballast)
+
+
+@pytest.mark.parametrize("ballast", [b"", bytes(60_000)], ids=["small", "inbox is full"])
+def test_a_worker_that_is_replaced_leaves_whatever_is_in_its_inbox(
+    start_method: str, ballast: bytes
+) -> None:
+    """What told it to leave was taken back with its tasks, or did not fit into its inbox."""
+    seconds = [0.05 if n > 3 and n % 6 == 3 else 0.0 for n in range(30)]
+    with mpkit.TaskPool(2, tasks_per_worker=5) as pool:
+        results = pool.starmap(nap, [(s, ballast) for s in seconds], 1)
+        pool.close()
+        assert pool.join(PATIENCE)
+    assert results == [len(ballast)] * 30
+
+
+class SlowToPack:
+    def __init__(self, packing: threading.Event, go: threading.Event) -> None:
+        self.events = packing, go
+
+    def __reduce__(self) -> Any:
+        packing, go = self.events
+        packing.set()
+        go.wait(PATIENCE)
+        return str, ("packed",)
+
+
+def test_a_task_that_is_being_packed_when_the_pool_is_terminated_is_settled() -> None:
+    packing, go = threading.Event(), threading.Event()
+    tasks: list[mpkit.Task[str]] = []
+    with mpkit.TaskPool(1) as pool:
+        # Not to be asked to end twice: the supervisor stays busy with that.
+        pool.apply(poolwork.ignore_sigterm)
+        thread = threading.Thread(
+            target=lambda: tasks.append(pool.submit(str, SlowToPack(packing, go))), daemon=True
+        )
+        thread.start()
+        assert packing.wait(PATIENCE)
+        pool.terminate()
+        go.set()
+        thread.join(PATIENCE)
+        assert pool.join(PATIENCE)
+    assert tasks[0].cancelled() or isinstance(tasks[0].exception(0), mpkit.WorkerDied)
+
+
+def start_slowly_from_the_second_on(path: str) -> None:
+    if os.path.exists(path):
+        time.sleep(2.0)
+    else:
+        with open(path, "w"):
+            pass
+
+
+def test_the_time_of_a_task_that_came_back_unread_begins_anew(
+    tmp_path: Path, start_method: str
+) -> None:
+    flag = str(tmp_path / "flag")
+    with mpkit.TaskPool(1, initializer=start_slowly_from_the_second_on, initargs=(flag,)) as pool:
+        os.kill(pool.submit(os.getpid).result(PATIENCE), signal.SIGKILL)
+        # Sent to the dead one perhaps, and run by one that takes longer to start than this.
+        assert pool.options(timeout=1.0).submit(abs, -3).result(PATIENCE) == 3
+
+
+def test_a_crash_is_not_taken_for_the_time_out_of_an_earlier_try() -> None:
+    with mpkit.TaskPool(1) as pool:
+        pid = pool.submit(os.getpid).result(PATIENCE)
+        os.kill(pid, signal.SIGSTOP)  # it takes nothing from its inbox
+        task = pool.options(timeout=0.5).submit(os._exit, 3)
+        with pytest.raises(mpkit.WorkerDied, match="exited with code 3"):
+            task.result(PATIENCE)
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 3e6])
+def test_time_may_be_longer_than_a_selector_can_wait(timeout: float) -> None:
+    with mpkit.TaskPool(1) as pool:
+        assert pool.options(timeout=timeout).submit(nap, 0.05).result(PATIENCE) == 0
+
+
+def test_what_is_cancelled_with_its_executor_does_not_run() -> None:
+    busy, go = threading.Event(), threading.Event()
+
+    def keep_the_supervisor(_: object) -> None:
+        busy.set()
+        go.wait(PATIENCE)
+
+    with mpkit.TaskPool(1) as pool:
+        pool.submit(abs, 1).add_done_callback(keep_the_supervisor)
+        assert busy.wait(PATIENCE)
+        tasks = [pool.submit(abs, -n) for n in range(100)]
+        pool.executor.shutdown(wait=False, cancel_futures=True)
+        go.set()
+        assert pool.join(PATIENCE)
+    assert all(task.cancelled() for task in tasks)
+
+
+def few_descriptors(code: str) -> str:
+    """Run a program that may open 64 files, and has one to open none."""
+    head = """
+import os, resource, sys
+import mpkit
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1024))
+
+def starve():
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, 1024))
+
+def feed():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1024))
+
+def make(size):
+    starve()
+    try:
+        return bytes(size)
+    finally:
+        mpkit.worker_state()["starved"] = True
+
+def check(function, *args):
+    try:
+        print(function(*args))
+    except Exception as error:
+        print(type(error).__name__, getattr(error, "errno", None))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", head + code],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return ran.stdout
+
+
+def test_large_arguments_take_few_descriptors() -> None:
+    printed = few_descriptors("""
+with mpkit.TaskPool(2) as pool:
+    check(lambda: set(pool.map(len, [bytes(100_000)] * 500, 1)))
+""")
+    assert printed == "{100000}\n"
+
+
+def test_without_descriptors_a_task_fails_alone() -> None:
+    printed = few_descriptors("""
+with mpkit.TaskPool(2) as pool:
+    pool.map(abs, range(4))
+    starve()
+    check(pool.submit(len, bytes(100_000)).result)
+    check(pool.submit(abs, -1).result)
+    feed()
+    check(pool.submit(len, bytes(100_000)).result)
+""")
+    assert printed == "OSError 24\n1\n100000\n"
+
+
+def test_a_worker_that_has_no_descriptors_for_a_result_says_so() -> None:
+    printed = few_descriptors("""
+with mpkit.TaskPool(1) as pool:
+    check(lambda: len(pool.apply(make, (100_000,))))
+    check(pool.apply, abs, (-1,))
+""")
+    assert printed == "OSError 24\n1\n"
