@@ -27,6 +27,7 @@ LAYERS = [
     "_waiter",
     "_semaphore",
     "_limit",
+    "_listing",
     "_pickling",
     "_link",
     "_parcel",
@@ -54,6 +55,7 @@ LAYERS = [
     "_pool.calls",
     "_pool.pool",
     "",
+    "__main__",
 ]
 
 

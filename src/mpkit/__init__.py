@@ -15,6 +15,7 @@ a few processes, and `wait` waits for any of them.
 #   _slotfile    the file of a semaphore   _queue      those who wait for it
 #   _slots       slots, as locks           _waiter     who wakes whom
 #   _semaphore, _limit                     Semaphore and limit
+#   _listing     for `python -m mpkit limits`, in __main__
 #   _pickling    objects to bytes          _link       packets over one socket
 #   _parcel      messages, big buffers     _codec      pickle or msgspec
 #   _closing     what is closed at exit    _end        messages and goodbyes

@@ -198,15 +198,18 @@ def _home(name: str, base: str | None = None) -> Home:
     return home
 
 
+def folders(base: str) -> list[os.DirEntry[str]]:
+    """Return the folders of families, living or not, and that of all named things."""
+    return [entry for entry in _entries(base) if _FOLDER.fullmatch(entry.name)]
+
+
 def sweep(base: str) -> None:
     """Remove the folders of families that no longer live.
 
     None but those, and nothing in them but what we make: MPKIT_RUNTIME_DIR may have been
     set to somebody's home directory.
     """
-    for entry in _entries(base):
-        if not _FOLDER.fullmatch(entry.name):
-            continue
+    for entry in folders(base):
         try:
             fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:  # not a folder, or swept by somebody else

@@ -121,7 +121,7 @@ def _enter(fd: int, path: str, slots: int, place: str, *, alone: bool) -> mmap.m
     if alone:
         # Written, not just made long: a mapped page for which the disk has no room is SIGBUS.
         # The magic comes last, in case we are killed here.
-        size = _size(slots)
+        size = size_of(slots)
         try:
             os.ftruncate(fd, size)
             os.pwrite(fd, bytes(size), 0)
@@ -145,11 +145,31 @@ def _map(fd: int, slots: int, place: str) -> mmap.mmap | None:
     existing = HEADER.unpack(header)[1]
     if existing != slots:
         raise LimitMismatch(place, slots, existing)
-    return mmap.mmap(fd, _size(slots))
+    return mmap.mmap(fd, size_of(slots))
 
 
-def _size(slots: int) -> int:
+def size_of(slots: int) -> int:
+    """Return how many bytes of the file are mapped."""
     return (FIRST_NOTE + min(slots, NOTED) * NOTE_WORDS) * 8
+
+
+def held_by_others(fd: int, slots: int) -> dict[int, int]:
+    """Return which slots other processes hold, and the pid of each, as the kernel knows."""
+    found: dict[int, int] = {}
+    ranges = [(0, slots)]
+    while ranges:
+        start, end = ranges.pop()
+        lock = _platform.foreign_lock(fd, start, end - start)
+        if lock is None:
+            continue
+        # The kernel merges a process's neighbouring locks, tells of any lock in the
+        # range, not of the first one, and counts 0 for "to the end".
+        pid, first, count = lock
+        last = min(first + count, end) if count else end
+        first = max(first, start)
+        found.update(dict.fromkeys(range(first, last), pid))
+        ranges += [(a, b) for a, b in ((start, first), (last, end)) if a < b]
+    return found
 
 
 def lock_soon(fd: int, offset: int, *, shared: bool = False) -> bool:

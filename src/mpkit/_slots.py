@@ -40,6 +40,7 @@ from mpkit._slotfile import (
     SOMEBODY,
     USE,
     WAITED_FOR,
+    held_by_others,
     lock_soon,
     open_file,
 )
@@ -280,23 +281,9 @@ class Slots:
 
     def foreign(self) -> dict[int, int]:
         """Return which slots other processes hold, and the pid of each, as the kernel knows."""
-        found: dict[int, int] = {}
-        ranges = [(0, self.slots)]
         with self._mutex:
             self._refresh()
-            while ranges:
-                start, end = ranges.pop()
-                lock = _platform.foreign_lock(self._fd, start, end - start)
-                if lock is None:
-                    continue
-                # The kernel merges a process's neighbouring locks, tells of any lock in the
-                # range, not of the first one, and counts 0 for "to the end".
-                pid, first, count = lock
-                last = min(first + count, end) if count else end
-                first = max(first, start)
-                found.update(dict.fromkeys(range(first, last), pid))
-                ranges += [(a, b) for a, b in ((start, first), (last, end)) if a < b]
-        return found
+            return held_by_others(self._fd, self.slots)
 
     def own(self) -> list[int]:
         """Return which slots this process holds."""
