@@ -98,7 +98,8 @@ class Inside:
 
     A file of cells; who comes in writes his pid into a cell of his own, and then counts
     the cells of living processes. Of any two who are inside together at least one counts
-    the other. Beside it each cell counts how often its owner came in.
+    the other. Beside it each cell counts how often its owner came in: so if two looks at
+    all cells find the same, then all of that was true at one moment in between.
     """
 
     def __init__(self, path: str, cells: int) -> None:
@@ -115,8 +116,10 @@ class Inside:
         """Come in; return how many are inside now."""
         self._map[2 * cell] = os.getpid()
         self._map[2 * cell + 1] += 1
-        pids = [self._map[2 * other] for other in range(self.cells)]
-        return sum(1 for pid in pids if pid and exists(pid))
+        seen: list[int] = []
+        while seen != (seen := self._map.tolist()):
+            pass
+        return sum(1 for pid in seen[::2] if pid and exists(pid))
 
     def leave(self, cell: int) -> None:
         self._map[2 * cell] = 0

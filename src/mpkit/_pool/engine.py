@@ -191,7 +191,7 @@ class Engine:
             with self._ending:
                 self._over.set()
                 self._refuse_the_rest()
-                self._release()
+            self._release()  # nobody wakes us any more
             self.recorder.close()
 
     def _woke(self) -> None:
@@ -426,10 +426,13 @@ class Engine:
         self._crew.clear()
 
     def _release(self) -> None:
-        self._selector.close()
-        os.close(self._wake_reader)
-        writer, self._wake_writer = self._wake_writer, -1
-        os.close(writer)
+        # Guarded: a child that is forked when this is half done would close, once more, what
+        # has these numbers by then.
+        with _fork.guard:
+            self._selector.close()
+            os.close(self._wake_reader)
+            writer, self._wake_writer = self._wake_writer, -1
+            os.close(writer)
 
     # a fork of this process
 
