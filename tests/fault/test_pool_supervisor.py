@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -186,3 +187,13 @@ with mpkit.TaskPool(1) as pool:
     check(pool.apply, abs, (-1,))
 """)
     assert printed == "OSError 24\n1\n"
+
+
+def test_a_process_that_is_forked_while_a_pool_ends_is_unharmed() -> None:
+    """It closed what had the numbers of the pool's descriptors by then: its own sentinel."""
+    fork = multiprocessing.get_context("fork")
+    for _ in range(40):
+        with mpkit.TaskPool(1, context=fork) as pool:
+            assert pool.apply(abs, (-1,)) == 1
+        for number in range(3):
+            assert mpkit.start(abs, -number).result(PATIENCE) == number

@@ -333,12 +333,3 @@ def test_what_cannot_travel_raises_at_the_call() -> None:
         with pytest.raises(mpkit.NotPicklable, match="lock"):
             pool.submit(print, threading.Lock())
         assert pool.apply(poolwork.square, (2,)) == 4
-
-
-def test_a_process_that_is_forked_while_a_pool_ends_is_unharmed() -> None:
-    """It closed what had the numbers of the pool's descriptors by then: its own sentinel."""
-    for _ in range(40):
-        with mpkit.TaskPool(1) as pool:
-            assert pool.apply(abs, (-1,)) == 1
-        for number in range(3):
-            assert mpkit.start(abs, -number).result(PATIENCE) == number
