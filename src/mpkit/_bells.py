@@ -79,15 +79,21 @@ class Bells:
 
     def ring(self, pid: int, token: int) -> None:
         """Ring a bell, if it exists. Never blocks."""
-        mine = self._mine.get(token)
-        if mine in self._idle or not token:
-            return
-        fd = self._rung.get(token) if mine is None else mine.fd
+        fd = self._rung.get(token)  # in a hurry: somebody waits
         if fd is None:
-            fd = self._open(pid, token)
+            fd = self._find(pid, token)
         if fd >= 0:
-            with contextlib.suppress(BlockingIOError):  # full: it was rung often enough
+            try:
                 os.write(fd, b"!")
+            except BlockingIOError:  # full: it was rung often enough
+                pass
+
+    def _find(self, pid: int, token: int) -> int:
+        """Return a descriptor to ring a bell by; -1 if nobody would hear it."""
+        mine = self._mine.get(token)
+        if mine is not None:
+            return -1 if mine in self._idle else mine.fd
+        return self._open(pid, token) if token else -1
 
     def ring_own(self) -> None:
         """Ring all bells of this process."""
