@@ -50,6 +50,7 @@ LAYERS = [
     "_pool.results",
     "_pool.crew",
     "_pool.ledger",
+    "_pool.dispatch",
     "_pool.backend",
     "_pool.engine",
     "_pool.calls",

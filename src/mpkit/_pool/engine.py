@@ -25,6 +25,7 @@ from mpkit import _fork, _outcome, _parcel
 from mpkit._errors import PoolClosed, TaskTimeout, WorkerDied, WorkerInitError
 from mpkit._pool import wire
 from mpkit._pool.crew import Worker
+from mpkit._pool.dispatch import Dispatch
 from mpkit._pool.ledger import Ledger
 from mpkit._pool.schedule import (
     MOST_START_FAILURES,
@@ -41,7 +42,7 @@ from mpkit._process import GRACE
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
     from multiprocessing.context import BaseContext
 
     from mpkit._parcel import Parcel
@@ -50,10 +51,6 @@ if TYPE_CHECKING:
     from mpkit._pool.task import Task
     from mpkit._process import Call
 
-
-#: How many tasks a worker is sent at a time that travel with descriptors, of which we
-#: hold copies until they are done. One to run, and one to begin with after that.
-MOST_BULKY = 2
 
 _STOPPED = "was stopped with its pool"
 
@@ -79,6 +76,7 @@ class Engine:
         self._crew: dict[int, Worker] = {}
         self._numbers = itertools.count()
         self._ledger = Ledger()
+        self._dispatch = Dispatch(self._crew, self._ledger, self._schedule)
         self._init_error: BaseException | None = None
         self._closed_because: str | None = None
         self._terminated = False
@@ -215,8 +213,7 @@ class Engine:
         self._terminated = True
         self._stop_workers()
         self._ledger.settle_all(_STOPPED)
-        self._schedule = Schedule(0)
-        self._schedule.close()
+        self._schedule.stop()
 
     # what workers say
 
@@ -261,7 +258,7 @@ class Engine:
         worker.child.join(None)
         while worker.has_reports():
             self._read_reports(number)
-        self._returned(number, worker.take_back())
+        self._dispatch.returned(number, worker.take_back())
         self._schedule.died(number)
         self._unwatch(worker.outbox.fd)
         self._unwatch(worker.child.sentinel)
@@ -289,11 +286,11 @@ class Engine:
         for action in actions:
             match action:
                 case Send(number, tasks):
-                    self._send(number, tasks)
+                    self._dispatch.send(number, tasks)
                 case Spawn():
                     self._spawn()
                 case TakeBack(number):
-                    self._returned(number, self._crew[number].take_back())
+                    self._dispatch.returned(number, self._crew[number].take_back())
                 case Retire(number):
                     self._crew[number].retire()
                 case Lose(task, number):
@@ -315,73 +312,6 @@ class Engine:
         watch(worker.child.sentinel, data=functools.partial(self._ended, number))
         self.recorder.worker_started(worker.pid)
         self._schedule.spawned(number)
-
-    def _send(self, number: int, tasks: list[int]) -> None:
-        """Send tasks to a worker, several to a packet where they are small."""
-        loads: list[wire.Load] = []
-        room = wire.ROOM
-        left = deque(tasks)
-        while left:
-            task = left[0]
-            if not self._ledger.begin(task):
-                self._schedule.withdrawn(number, left.popleft())
-                continue
-            parcel = self._ledger[task].parcel
-            if parcel.bulky and len(self._crew[number].bulky) >= MOST_BULKY:
-                break
-            try:
-                data, fds = parcel.seal()
-            except OSError as error:
-                self._flush(number, loads, [])
-                loads = []
-                self._cannot_send(number, left.popleft(), error)
-                break
-            left.popleft()
-            if fds or len(data) + wire.PER_LOAD > room:
-                self._flush(number, loads, [])
-                loads, room = [], wire.ROOM
-            loads.append(wire.Load(task, data))
-            room -= len(data) + wire.PER_LOAD
-            if fds:  # whose they are is clear only if it is alone
-                self._flush(number, loads, fds)
-                loads, room = [], wire.ROOM
-        self._flush(number, loads, [])
-        if left:
-            self._returned(number, left)
-
-    def _flush(self, number: int, loads: list[wire.Load], fds: list[int]) -> None:
-        if not loads:
-            return
-        worker = self._crew[number]
-        tasks = [load.task for load in loads]
-        try:
-            sent = worker.send(loads, fds)
-        except OSError as error:
-            (task,) = tasks  # with descriptors it is alone
-            self._cannot_send(number, task, error)
-            return
-        if not sent:
-            self._returned(number, tasks)
-            return
-        for task in tasks:
-            self._ledger.sent(task, number, worker.pid)
-
-    def _cannot_send(self, number: int, task: int, error: OSError) -> None:
-        """There are no descriptors, or there is no memory, to send a task.
-
-        When another one ends there will be more. If there is none to end, this is its error.
-        """
-        if self._ledger.in_flight:
-            self._returned(number, [task])
-        else:
-            self._schedule.withdrawn(number, task)
-            self._ledger.settle(task, None, error)
-
-    def _returned(self, number: int, tasks: Sequence[int]) -> None:
-        """These tasks were not taken by a worker."""
-        for task in tasks:
-            self._ledger.came_back(task)
-        self._schedule.returned(number, tasks)
 
     # how tasks end
 

@@ -200,6 +200,13 @@ class Schedule:
         """No more tasks will come."""
         self.closing = True
 
+    def stop(self) -> None:
+        """All workers were stopped, and all tasks settled."""
+        self.close()
+        self._workers.clear()
+        self._lost.clear()
+        self._drain()
+
     # what to do
 
     @property
