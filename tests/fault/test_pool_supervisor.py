@@ -16,7 +16,7 @@ import pytest
 
 import mpkit
 from tests import poolwork
-from tests.support import PATIENCE
+from tests.support import PATIENCE, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,15 +82,26 @@ def test_the_time_of_a_task_that_came_back_unread_begins_anew(
 ) -> None:
     flag = str(tmp_path / "flag")
     with mpkit.TaskPool(1, initializer=start_slowly_from_the_second_on, initargs=(flag,)) as pool:
-        os.kill(pool.submit(os.getpid).result(PATIENCE), signal.SIGKILL)
-        # Sent to the dead one perhaps, and run by one that takes longer to start than this.
-        assert pool.options(timeout=1.0).submit(abs, -3).result(PATIENCE) == 3
+        pid = pool.submit(os.getpid).result(PATIENCE)
+        os.kill(pid, signal.SIGSTOP)  # it takes nothing from its inbox
+        until(lambda: stopped(pid))
+        task = pool.options(timeout=1.0).submit(abs, -3)
+        until(task.running)
+        os.kill(pid, signal.SIGKILL)
+        # It comes back, and is run by one that takes longer to start than this.
+        assert task.result(PATIENCE) == 3
+
+
+def stopped(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "T"
 
 
 def test_a_crash_is_not_taken_for_the_time_out_of_an_earlier_try() -> None:
     with mpkit.TaskPool(1) as pool:
         pid = pool.submit(os.getpid).result(PATIENCE)
-        os.kill(pid, signal.SIGSTOP)  # it takes nothing from its inbox
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: stopped(pid))
         task = pool.options(timeout=0.5).submit(os._exit, 3)
         with pytest.raises(mpkit.WorkerDied, match="exited with code 3"):
             task.result(PATIENCE)
