@@ -191,6 +191,7 @@ def _write_segment(stream: bytes, buffers: Sequence[pickle.PickleBuffer]) -> int
         _write_all(fd, memoryview(table), 0)
         for place, part in zip(places, parts, strict=True):
             _write_all(fd, part, place.start)
+        _platform.seal(fd)
     except BaseException:
         os.close(fd)
         raise
@@ -211,6 +212,8 @@ def _read_segment(fd: int) -> tuple[memoryview, list[memoryview]]:
     size = os.fstat(fd).st_size
     if size < _COUNT.size:
         raise Malformed(f"a segment of {size} bytes is too short")
+    if not _platform.is_sound(fd):
+        raise Malformed(f"a segment of {size} bytes has holes, or may lose what it has")
     whole = _contents(fd, size)
     (count,) = _COUNT.unpack_from(whole)
     if not 1 <= count < size // _COUNT.size:

@@ -53,10 +53,13 @@ def open_pidfd(pid: int) -> int | None:
         raise
 
 
+HAS_MEMFD: Final = LINUX and hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
+
+
 def anonymous_file(size: int) -> int:
     """Return a descriptor of ``size`` bytes of memory that the kernel frees with it."""
-    if LINUX and hasattr(os, "memfd_create"):
-        fd = os.memfd_create("mpkit", os.MFD_CLOEXEC)
+    if HAS_MEMFD:
+        fd = os.memfd_create("mpkit", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:
         import tempfile  # noqa: PLC0415  slow to import, and rarely needed
 
@@ -68,6 +71,27 @@ def anonymous_file(size: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def seal(fd: int) -> None:
+    """Have an anonymous file never become shorter: who maps it would be killed by SIGBUS."""
+    if HAS_MEMFD:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+
+
+def is_sound(fd: int) -> bool:
+    """Tell whether a file has the memory that it says, and keeps it.
+
+    Where that cannot be known it is believed.
+    """
+    if not HAS_MEMFD:
+        return True
+    facts = os.fstat(fd)
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:  # it is a file of another kind
+        return False
+    return bool(seals & fcntl.F_SEAL_SHRINK) and facts.st_blocks * 512 >= facts.st_size
 
 
 #: How many mappings may keep a descriptor open; a quarter of what a process may usually have.

@@ -22,6 +22,7 @@ from mpkit._pickling import OUT_OF_BAND
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 HEADER = b"a header"
 
@@ -232,6 +233,7 @@ def closed(fd: int) -> bool:
 def segment(content: bytes, size: int | None = None) -> int:
     fd = _platform.anonymous_file(len(content) if size is None else size)
     os.pwrite(fd, content, 0)
+    _platform.seal(fd)
     return fd
 
 
@@ -270,6 +272,37 @@ def test_a_descriptor_that_is_no_memory_is_malformed() -> None:
         unpack(b"\x01", [reader])
     assert closed(reader)
     os.close(writer)
+
+
+@pytest.mark.skipif(not _platform.HAS_MEMFD, reason="it cannot be prevented, nor known")
+class TestAnUntrustedSegment:
+    def test_that_could_become_shorter_is_malformed(self) -> None:
+        """Whoever maps it would be killed by SIGBUS."""
+        fd = _platform.anonymous_file(2**21)
+        os.pwrite(fd, struct.pack("=QQ", 1, 100) + bytes(2**21 - 16), 0)
+        with pytest.raises(Malformed, match="may lose"):
+            unpack_stream(b"\x01", [fd])
+        assert closed(fd)
+
+    def test_that_is_a_file_on_disk_is_malformed(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(struct.pack("=QQ", 1, 100) + bytes(200))
+        fd = os.open(tmp_path / "file", os.O_RDWR)
+        with pytest.raises(Malformed, match="may lose"):
+            unpack_stream(b"\x01", [fd])
+        assert closed(fd)
+
+    def test_that_has_no_memory_for_its_size_is_malformed(self) -> None:
+        """To read it would take as much memory as it says."""
+        fd = segment(struct.pack("=QQ", 1, 2**40), 2**40 + 64)
+        with pytest.raises(Malformed, match="holes"):
+            unpack_stream(b"\x01", [fd])
+        assert closed(fd)
+
+    def test_of_ours_cannot_become_shorter(self) -> None:
+        with contextlib.closing(pack(bytes(2**21), "it")) as parcel:
+            _, (fd,) = parcel.seal()
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, 0)
 
 
 @settings(max_examples=200, deadline=None)
