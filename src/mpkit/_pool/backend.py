@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mpkit._errors import PoolClosed
+from mpkit._pool.results import Feeds
 from mpkit._pool.stats import Recorder
 
 if TYPE_CHECKING:
@@ -28,12 +29,21 @@ class Backend(Protocol):
     #: How many calls run at a time at most: what chunks are sized by.
     workers: int
     recorder: Recorder
+    #: What it takes calls from, even after `close`.
+    feeds: Feeds
+
+    def check_open(self) -> None:
+        """Raise `PoolClosed` if no calls are taken any more."""
 
     def check(self, options: Options) -> None:
         """Raise ValueError for options that this backend cannot honour."""
 
-    def submit(self, task: Task[Any], call: Call) -> None:
-        """Have ``call`` run and ``task`` settled. Raises `PoolClosed` after `close`."""
+    def submit(self, task: Task[Any], call: Call, fed: bool = False) -> None:
+        """Have ``call`` run and ``task`` settled.
+
+        Raises `PoolClosed` after `close`, if it is not one of `feeds` that asks, and after
+        `terminate`.
+        """
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks that have not begun."""
@@ -43,7 +53,7 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Take no more calls; finish those there are."""
+        """Take no more calls but from `feeds`; finish those there are."""
 
     def terminate(self) -> None:
         """Take no more calls; cancel those that wait, end those that run."""
@@ -62,6 +72,7 @@ class Inline:
         self.recorder = Recorder()
         self.recorder.worker_started(os.getpid())
         self._closed = False
+        self.feeds = Feeds()
         if init is not None:
             init.fn(*init.args, **init.kwargs)
 
@@ -71,9 +82,13 @@ class Inline:
                 "a pool of 0 workers runs tasks here, and cannot stop them: no timeout"
             )
 
-    def submit(self, task: Task[Any], call: Call) -> None:
+    def check_open(self) -> None:
         if self._closed:
             raise PoolClosed("the pool", "it was closed")
+
+    def submit(self, task: Task[Any], call: Call, fed: bool = False) -> None:
+        if not fed:
+            self.check_open()
         self.recorder.submitted += 1
         task.set_running_or_notify_cancel()
         attempts = 1 + task.options.retries
@@ -102,9 +117,10 @@ class Inline:
 
     def close(self) -> None:
         self._closed = True
-        self.recorder.close()
+        self.feeds.close(self.recorder.close)
 
     def terminate(self) -> None:
+        self.feeds.stop()
         self.close()
 
     def join(self, timeout: float | None) -> bool:
@@ -119,6 +135,7 @@ class OnExecutor:
         self.workers = int(getattr(executor, "_max_workers", 0)) or 1
         self._executor = executor
         self._closed = False
+        self.feeds = Feeds()
         self._pending: set[Task[Any]] = set()
         self._none_pending = threading.Condition()
 
@@ -131,9 +148,13 @@ class OnExecutor:
             if asked:
                 raise ValueError(f"a pool on a {kind} cannot honour {name}=: the executor has none")
 
-    def submit(self, task: Task[Any], call: Call) -> None:
+    def check_open(self) -> None:
         if self._closed:
             raise PoolClosed("the pool", "it was closed")
+
+    def submit(self, task: Task[Any], call: Call, fed: bool = False) -> None:
+        if not fed:
+            self.check_open()
         with self._none_pending:
             self._pending.add(task)
         self._try(task, call, 1 + task.options.retries)
@@ -153,7 +174,10 @@ class OnExecutor:
                 if task.running() or task.set_running_or_notify_cancel():
                     task.set_result(inner.result())
             elif attempts > 1 and isinstance(error, task.options.retry_on):
-                self._try(task, call, attempts - 1)
+                try:
+                    self._try(task, call, attempts - 1)
+                except Exception:  # noqa: BLE001  it was shut down: then this is how it ended
+                    task.set_exception(error)
                 return
             elif task.running() or task.set_running_or_notify_cancel():
                 task.set_exception(error)
@@ -176,11 +200,20 @@ class OnExecutor:
 
     def close(self) -> None:
         self._closed = True
+        self.feeds.close(self._fed)
+
+    def _fed(self) -> None:
+        with self._none_pending:
+            self._none_pending.notify_all()
 
     def terminate(self) -> None:
         self._closed = True
+        self.feeds.stop()
+        self.feeds.close(self._fed)
         self.cancel_waiting()
 
     def join(self, timeout: float | None) -> bool:
         with self._none_pending:
-            return self._none_pending.wait_for(lambda: not self._pending, timeout)
+            return self._none_pending.wait_for(
+                lambda: not self._pending and not self.feeds, timeout
+            )

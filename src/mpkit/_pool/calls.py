@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import threading
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
@@ -258,14 +260,14 @@ class Calls:
         callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         name: str | None = None,
+        *,
+        fed: bool = False,
     ) -> Task[R]:
-        if not callable(fn):
-            raise TypeError(f"a pool calls functions, not {fn!r}")
-        call = Call(fn, tuple(args), dict(kwargs))
-        task: Task[R] = Task(name or call.what, self._options)
+        call = Call(_function(fn), tuple(args), dict(kwargs))
+        task: Task[R] = Task(name or call.what, self._options, self)
         if callback is not None or error_callback is not None:
             task.call_back(callback, error_callback)
-        self._backend.submit(task, call)
+        self._backend.submit(task, call, fed)
         return task
 
     def _map(
@@ -280,6 +282,7 @@ class Calls:
         star: bool,
     ) -> Task[list[R]]:
         chunks.check_size(chunksize)
+        _function(fn)
         items = list(iterable)
         size = chunksize or chunks.default_size(len(items), self._backend.workers)
         name = _outcome.describe(fn)
@@ -301,17 +304,26 @@ class Calls:
         *,
         ordered: bool,
     ) -> Results[R]:
-        chunks.check_size(chunksize)
+        chunks.check_size(operator.index(chunksize))
+        _function(fn)
+        self._backend.check_open()
         iter(iterable)  # a TypeError is the caller's, and not the feeder thread's
         total = len(iterable) if isinstance(iterable, Sized) else None
         name = _outcome.describe(fn)
 
         def submit(chunk: list[Any]) -> Task[list[tuple[bool, Any]]]:
-            return self._submit(chunks.run_each, (fn, chunk), {}, name=name)
+            return self._submit(chunks.run_each, (fn, chunk), {}, name=name, fed=True)
 
         bound = AHEAD * self._backend.workers
         meter = progress_.meter(progress, total)
-        return Results(submit, iterable, chunksize, bound, meter, ordered=ordered)
+        feeds = self._backend.feeds
+        return Results(submit, feeds, iterable, chunksize, bound, meter, ordered=ordered)
+
+
+def _function(fn: Any) -> Any:
+    if not callable(fn):
+        raise TypeError(f"a pool calls functions, not {fn!r}")
+    return fn
 
 
 class _Gather:
@@ -321,6 +333,7 @@ class _Gather:
         self._whole = whole
         self._parts: list[Task[list[Any]] | None] = [None] * parts
         self._left = parts
+        self._lock = threading.Lock()
         self._meter = meter
         whole.set_running_or_notify_cancel()
         if not parts:
@@ -331,11 +344,13 @@ class _Gather:
         part.add_done_callback(self._ended)
 
     def _ended(self, part: Any) -> None:
-        # Only ever called by the one thread that settles a backend's tasks.
-        self._left -= 1
         if not part.cancelled() and part.exception() is None:
             self._meter.advance(len(part.result()))
-        if not self._left:
+        # By any thread: of somebody else's executor, or ours if it had ended already.
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last:
             self._finish()
 
     def _finish(self) -> None:

@@ -27,6 +27,7 @@ from mpkit._pool import wire
 from mpkit._pool.crew import Worker
 from mpkit._pool.dispatch import Dispatch
 from mpkit._pool.ledger import Ledger
+from mpkit._pool.results import Feeds
 from mpkit._pool.schedule import (
     MOST_START_FAILURES,
     Abandon,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from mpkit._process import Call
 
 
+_CLOSED = "it was closed"
 _STOPPED = "was stopped with its pool"
 
 
@@ -69,6 +71,7 @@ class Engine:
     ) -> None:
         self.workers = workers
         self.recorder = Recorder()
+        self.feeds = Feeds()
         self._context = context
         self._init = init
         self._memory_limit = memory_limit
@@ -107,12 +110,12 @@ class Engine:
     def check(self, options: Options) -> None:
         """There is no option that this backend cannot honour."""
 
-    def submit(self, task: Task[Any], call: Call) -> None:
+    def submit(self, task: Task[Any], call: Call, fed: bool = False) -> None:
         """Pack the call here, in the caller's thread, and hand it to the supervisor.
 
         Raises NotPicklable, naming what cannot travel, and `PoolClosed`.
         """
-        self._check_open()
+        self.check_open(fed)
         parcel = _parcel.pack((call.fn, call.args, call.kwargs), f"{call.what}(...)")
         parcel.own()
         parcel.depart(f"moved to the worker that runs {task.name}")
@@ -121,12 +124,13 @@ class Engine:
     def close(self) -> None:
         """Take no more tasks; the workers leave when all are done."""
         if self._closed_because is None:
-            self._closed_because = "it was closed"
-            self._tell(lambda: self._schedule.close())
+            self._closed_because = _CLOSED
+            self.feeds.close(lambda: self._tell(self._schedule.close))
 
     def terminate(self) -> None:
         """Take no more tasks, cancel those that wait, kill the workers. Does not wait."""
         self._closed_because = "it was terminated"
+        self.feeds.stop()
         self._tell(self._terminate)
 
     def join(self, timeout: float | None) -> bool:
@@ -143,12 +147,13 @@ class Engine:
         """Tell whether the calling thread is one that `join` would wait for."""
         return threading.current_thread() is self._thread
 
-    def _check_open(self) -> None:
+    def check_open(self, fed: bool = False) -> None:
         if self._pid != os.getpid():
             why = f"it belongs to process {self._pid}; make one in this process"
             raise PoolClosed("the pool", why)
-        if self._closed_because is not None:
-            raise PoolClosed("the pool", self._closed_because)
+        why_not = self._closed_because
+        if why_not is not None and not (fed and why_not == _CLOSED):
+            raise PoolClosed("the pool", why_not)
 
     def _tell(self, message: Callable[[], None]) -> None:
         self._inbox.append(message)

@@ -128,6 +128,7 @@ class TaskPool(Calls):
                 memory_limit=memory_limit,
             )
         self._opened_at = _caller()
+        self._pid = os.getpid()
         self._closed = False
         # Before anything can raise: from here on nobody has to remember the workers.
         self._finalizer = _platform.call_when_gone(
@@ -176,17 +177,29 @@ class TaskPool(Calls):
         return self._backend.recorder.trace(path)
 
     def close(self) -> None:
-        """Take no more tasks. The workers leave when they have done those there are."""
-        self._closed = True
-        self._backend.close()
+        """Take no more tasks. The workers leave when they have done those there are.
+
+        The input of an `imap` that was begun is still read, to its end.
+        """
+        if self._is_ours():
+            self._closed = True
+            self._backend.close()
+            # It needs nobody any more to end it; but the program waits for its work.
+            self._finalizer.cancel()
+            self._finalizer = _platform.call_when_gone(self, _finish, (self._backend, self._pid), 5)
+
+    def _is_ours(self) -> bool:
+        """Tell whether this is the process that made the pool; in another one it is nothing."""
+        return self._pid == os.getpid()
 
     def terminate(self) -> None:
         """Take no more tasks; cancel those that wait, and kill what runs. Does not wait.
 
         A task that was running fails with `WorkerDied`.
         """
-        self._closed = True
-        self._backend.terminate()
+        if self._is_ours():
+            self._closed = True
+            self._backend.terminate()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until every task is settled and the workers have left.
@@ -203,7 +216,7 @@ class TaskPool(Calls):
         """
         if not self._closed:
             raise ValueError(f"{self!r} still takes tasks: close() or terminate() it first")
-        over = self._backend.join(timeout)
+        over = not self._is_ours() or self._backend.join(timeout)
         if over:
             self._finalizer.cancel()
         return over
@@ -217,8 +230,11 @@ class TaskPool(Calls):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self._is_ours():
+            return
         if kind is not None:
             self.terminate()
+        self._backend.feeds.stop()  # it may be endless
         self.close()
         try:
             self.join()
@@ -240,6 +256,7 @@ class TaskPool(Calls):
 
         if kind is not None:
             self.terminate()
+        self._backend.feeds.stop()
         self.close()
         try:
             await asyncio.to_thread(self.join)
@@ -264,6 +281,15 @@ class _ExecutorView(Executor):
         self._pool.close()
         if wait:
             self._pool.join()
+
+
+def _finish(backend: Backend, pid: int) -> None:
+    """Wait for the work of a pool that was closed, at the end of the program.
+
+    Or when it is garbage: then it has no work, for a pending task keeps it.
+    """
+    if pid == os.getpid() and not backend.is_own_thread():
+        backend.join(None)
 
 
 def _abandon(backend: Backend, opened_at: str, pid: int) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import TYPE_CHECKING, Any, Protocol
+
+from mpkit._pool.task import report_callback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +76,26 @@ class _Rich:
         self._bar.stop()
 
 
+class _Guarded:
+    """A meter for several threads. If it raises, that is reported, and it is told no more."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._lock = threading.Lock()
+
+    def advance(self, items: int) -> None:
+        with self._lock:
+            try:
+                self._meter.advance(items)
+            except BaseException as error:  # noqa: BLE001  the user's, and not the work's affair
+                self._meter = _Silent()
+                report_callback("a map (progress=)", error)
+
+    def close(self) -> None:
+        with self._lock:
+            self._meter.close()
+
+
 def meter(progress: Progress, total: int | None) -> Meter:
     """Return what shows ``progress`` of ``total`` items.
 
@@ -80,8 +103,14 @@ def meter(progress: Progress, total: int | None) -> Meter:
     """
     if progress is None or progress is False:
         return _Silent()
+    return _Guarded(_shown(progress, total))
+
+
+def _shown(progress: bool | str | Callable[[int, int | None], object], total: int | None) -> Meter:
     if callable(progress):
         return _Calling(progress, total)
+    if not isinstance(progress, (bool, str)):
+        raise TypeError(f"progress is a bool, a text or a function, not {progress!r}")
     text = progress if isinstance(progress, str) else ""
     for kind in (_Tqdm, _Rich):
         try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from mpkit._errors import ResultTimeout
+from mpkit._errors import PoolClosed, ResultTimeout
 from mpkit._pool import chunks
+from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,6 +39,7 @@ class Results(Generic[R]):
     def __init__(
         self,
         submit: Callable[[list[Any]], Task[list[tuple[bool, Any]]]],
+        feeds: Feeds,
         items: Iterable[Any],
         chunksize: int,
         bound: int,
@@ -45,12 +48,17 @@ class Results(Generic[R]):
         ordered: bool,
     ) -> None:
         """Not for users: pools make them."""
-        self._window = _Window(bound, meter, ordered=ordered)
+        self._window = Window(bound, meter, ordered=ordered)
+        self._taking = threading.Lock()
         self._values: deque[tuple[bool, Any]] = deque()
         self._submit = submit  # keeps the pool alive as long as its results are wanted
         chunked = chunks.split(items, chunksize)
+        feeds.enter(self._window)
         self._feeder = threading.Thread(
-            target=_feed, args=(self._window, submit, chunked), name="mpkit imap", daemon=True
+            target=_feed,
+            args=(self._window, feeds, submit, chunked),
+            name="mpkit imap",
+            daemon=True,
         )
         self._feeder.start()
 
@@ -72,9 +80,15 @@ class Results(Generic[R]):
             Exception: what the item's call, or the input, raised.
 
         """
-        if not self._values:
-            self._values.extend(self._window.next_chunk(timeout))
-        returned, value = self._values.popleft()
+        deadline = Deadline(timeout)
+        while True:
+            with self._taking:  # of several threads
+                if self._values:
+                    returned, value = self._values.popleft()
+                    break
+            chunk = self._window.next_chunk(deadline.left())
+            with self._taking:
+                self._values.extend(chunk)
         if not returned:
             raise value.error()
         result: R = value
@@ -118,7 +132,7 @@ def _wake(loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> None:
         loop.call_soon_threadsafe(settle)
 
 
-class _Window:
+class Window:
     """The chunks between the feeder and the consumer. Any thread may use it."""
 
     def __init__(self, bound: int, meter: Meter, *, ordered: bool) -> None:
@@ -132,6 +146,7 @@ class _Window:
         self._pulled_all = False
         self._error: BaseException | None = None
         self._stopped = False
+        self._halted = False
         self._wake: Callable[[], None] | None = None
 
     # the feeder's side
@@ -139,8 +154,24 @@ class _Window:
     def wait_for_room(self) -> bool:
         """Block until another chunk may be pulled; False if none is wanted any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._unconsumed() < self._bound)
+            self._changed.wait_for(
+                lambda: self._stopped or self._halted or self._unconsumed() < self._bound
+            )
+            if self._halted and not self._stopped:
+                raise PoolClosed("the pool", "it ended before all of the input was read")
             return not self._stopped
+
+    def lift(self) -> None:
+        """Let all of the input be pulled, since the pool may end before it is consumed."""
+        with self._changed:
+            self._bound = sys.maxsize
+            self._changed.notify_all()
+
+    def halt(self) -> None:
+        """Let no more of the input be pulled."""
+        with self._changed:
+            self._halted = True
+            self._changed.notify_all()
 
     def add(self, task: Task[list[tuple[bool, Any]]]) -> None:
         """A chunk was submitted."""
@@ -216,8 +247,51 @@ class _Window:
         self._meter.close()
 
 
+class Feeds:
+    """The inputs that a backend takes calls from, until they end. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._windows: set[Window] = set()
+        self._over: Callable[[], None] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._windows)
+
+    def enter(self, window: Window) -> None:
+        """Begin to take from an input."""
+        with self._lock:
+            self._windows.add(window)
+
+    def leave(self, window: Window) -> None:
+        """An input has ended."""
+        with self._lock:
+            self._windows.discard(window)
+            over = None if self._windows else self._over
+        if over is not None:
+            over()
+
+    def close(self, over: Callable[[], None]) -> None:
+        """Take from no other inputs, and all from these; then call ``over``."""
+        with self._lock:
+            self._over = over
+            windows = list(self._windows)
+        for window in windows:
+            window.lift()
+        if not windows:
+            over()
+
+    def stop(self) -> None:
+        """Take no more from any."""
+        with self._lock:
+            windows = list(self._windows)
+        for window in windows:
+            window.halt()
+
+
 def _feed(
-    window: _Window,
+    window: Window,
+    feeds: Feeds,
     submit: Callable[[list[Any]], Task[list[tuple[bool, Any]]]],
     chunked: Iterable[list[Any]],
 ) -> None:
@@ -233,3 +307,4 @@ def _feed(
     except BaseException as raised:  # noqa: BLE001  the input's, or NotPicklable: for the consumer
         error = raised
     window.end(error)
+    feeds.leave(window)

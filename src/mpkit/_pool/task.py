@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpkit._errors import ResultTimeout
@@ -42,9 +43,11 @@ class Task(Future[R]):
 
     """
 
-    def __init__(self, what: str, options: Options) -> None:
+    def __init__(self, what: str, options: Options, pool: object = None) -> None:
         """Not for users: pools make tasks."""
         super().__init__()
+        # While the task is pending its pool must not become garbage, as that ends it.
+        self._pool = pool
         self.number: int = next(_numbers)
         self.options = options
         self._what = what
@@ -69,6 +72,7 @@ class Task(Future[R]):
         callback, _ = self._callbacks
         if callback is not None:
             self._run_callback(callback, result)
+        self._pool = None
         super().set_result(result)
 
     def set_exception(self, exception: BaseException | None) -> None:
@@ -76,7 +80,15 @@ class Task(Future[R]):
         _, callback = self._callbacks
         if callback is not None:
             self._run_callback(callback, exception)
+        self._pool = None
         super().set_exception(exception)
+
+    def cancel(self) -> bool:
+        """Cancel the task if it was not sent to a worker yet; tell whether it is cancelled."""
+        cancelled = super().cancel()
+        if cancelled:
+            self._pool = None
+        return cancelled
 
     def _run_callback(self, callback: Callable[[Any], object], argument: object) -> None:
         try:
@@ -107,8 +119,8 @@ class Task(Future[R]):
         try:
             return super().result(timeout)
         except TimeoutError:
-            if self.done():  # then it is the call's own
-                raise
+            if self.done():  # then it is the call's own, or it came just now
+                return super().result()
         raise ResultTimeout(self.name, timeout or 0.0)
 
     def get(self, timeout: float | None = None) -> R:
@@ -117,7 +129,8 @@ class Task(Future[R]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the task is done, or ``timeout`` seconds have passed."""
-        wait([self], timeout)
+        with contextlib.suppress(CancelledError, TimeoutError):
+            self.exception(timeout)
 
     def ready(self) -> bool:
         """Tell whether the task is done."""
