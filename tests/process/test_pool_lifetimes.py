@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import mpkit
@@ -211,6 +212,13 @@ BAD: dict[str, Callable[[Any], object]] = {
     "imap in halves": lambda pool: pool.imap(abs, [1], chunksize=2.5),
     "imap in no chunks": lambda pool: pool.imap(abs, [1], chunksize=None),
     "map of nothing callable": lambda pool: pool.map(None, []),
+    "map in halves": lambda pool: pool.map(abs, [1], 2.5),
+    "callback that is a number": lambda pool: pool.apply_async(abs, (1,), callback=5),
+    "callback of a map": lambda pool: pool.map_async(abs, [1], error_callback="no"),
+    "name that is a number": lambda pool: pool.options(name=5),
+    "retries by halves": lambda pool: pool.options(retries=0.5),
+    "workers by halves": lambda pool: mpkit.TaskPool(2.5),
+    "a worker that is true": lambda pool: mpkit.TaskPool(True),
     "progress that is a number": lambda pool: pool.map(abs, [1], progress=5),
 }
 
@@ -219,3 +227,10 @@ BAD: dict[str, Callable[[Any], object]] = {
 def test_bad_arguments_fail_at_the_call(how: str) -> None:
     with mpkit.TaskPool(0) as pool, pytest.raises(TypeError):
         BAD[how](pool)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    two = np.int64(2)
+    with mpkit.TaskPool(two, maxtasksperchild=two, retries=two) as pool:
+        assert pool.map(abs, [-1, -2, -3], two) == [1, 2, 3]
+        assert list(pool.imap(abs, [-1, -2, -3], chunksize=two)) == [1, 2, 3]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, overload
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, overloa
 from mpkit import _outcome
 from mpkit._pool import chunks
 from mpkit._pool import progress as progress_
+from mpkit._pool.options import whole_number
 from mpkit._pool.results import AHEAD, Results
 from mpkit._pool.task import Task
 from mpkit._process import Call
@@ -266,6 +266,7 @@ class Calls:
         call = Call(_function(fn), tuple(args), dict(kwargs))
         task: Task[R] = Task(name or call.what, self._options, self)
         if callback is not None or error_callback is not None:
+            _check_callbacks(callback, error_callback)
             task.call_back(callback, error_callback)
         self._backend.submit(task, call, fed)
         return task
@@ -281,8 +282,10 @@ class Calls:
         *,
         star: bool,
     ) -> Task[list[R]]:
-        chunks.check_size(chunksize)
+        if chunksize is not None:
+            chunksize = whole_number("chunksize", chunksize, 1)
         _function(fn)
+        _check_callbacks(callback, error_callback)
         items = list(iterable)
         size = chunksize or chunks.default_size(len(items), self._backend.workers)
         name = _outcome.describe(fn)
@@ -304,7 +307,7 @@ class Calls:
         *,
         ordered: bool,
     ) -> Results[R]:
-        chunks.check_size(operator.index(chunksize))
+        chunksize = whole_number("chunksize", chunksize, 1)
         _function(fn)
         self._backend.check_open()
         iter(iterable)  # a TypeError is the caller's, and not the feeder thread's
@@ -324,6 +327,12 @@ def _function(fn: Any) -> Any:
     if not callable(fn):
         raise TypeError(f"a pool calls functions, not {fn!r}")
     return fn
+
+
+def _check_callbacks(*callbacks: Any) -> None:
+    for callback in callbacks:
+        if callback is not None and not callable(callback):
+            raise TypeError(f"a callback is a function, not {callback!r}")
 
 
 class _Gather:

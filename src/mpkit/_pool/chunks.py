@@ -20,12 +20,6 @@ def split(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def check_size(chunksize: int | None) -> None:
-    """Raise ValueError for what is not a size of chunks."""
-    if chunksize is not None and chunksize < 1:
-        raise ValueError(f"chunksize is 1 or more, not {chunksize}")
-
-
 def default_size(items: int, workers: int) -> int:
     """Return multiprocessing.Pool's choice: four chunks for each worker."""
     return max(1, -(-items // (workers * 4)))

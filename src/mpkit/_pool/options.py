@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from mpkit import _wait
 
 if TYPE_CHECKING:
+    from typing import SupportsIndex
+
     from typing_extensions import Unpack
 
 
@@ -46,10 +49,10 @@ class Options:
         _wait.check_timeout(self.timeout)
         if self.timeout == 0:
             raise ValueError("timeout is more than 0 seconds: no task could end in none")
+        if not isinstance(self.name, (str, type(None))):
+            raise TypeError(f"name is a text, not {self.name!r}")
         for field in ("retries", "priority"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{field} is a whole number, not {value!r}")
+            object.__setattr__(self, field, whole_number(field, getattr(self, field)))
         if self.retries < 0:
             raise ValueError(f"retries is not negative, unlike {self.retries}")
         object.__setattr__(self, "retry_on", _exception_classes(self.retry_on))
@@ -60,6 +63,19 @@ class Options:
         if unknown:
             raise TypeError(f"there is no option {unknown.pop()!r}")
         return dataclasses.replace(self, **names)
+
+
+def whole_number(name: str, value: object, least: int | None = None) -> int:
+    """Return an argument that is to be a whole number, one of numpy's too."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(cast("SupportsIndex", value))
+    except TypeError:
+        raise TypeError(f"{name} is a whole number, not {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} is {least} or more, not {number}")
+    return number
 
 
 def _exception_classes(given: object) -> tuple[type[BaseException], ...]:

@@ -14,7 +14,7 @@ from mpkit import _platform
 from mpkit._pool.backend import Inline, OnExecutor
 from mpkit._pool.calls import Calls
 from mpkit._pool.engine import Engine
-from mpkit._pool.options import Options
+from mpkit._pool.options import Options, whole_number
 from mpkit._process import Call
 
 if TYPE_CHECKING:
@@ -102,9 +102,9 @@ class TaskPool(Calls):
         tasks_per_worker = _one_of(
             "tasks_per_worker", tasks_per_worker, "maxtasksperchild", maxtasksperchild
         )
-        _check_count("workers", workers, 0)
-        _check_count("tasks_per_worker", tasks_per_worker, 1)
-        _check_count("memory_limit", memory_limit, 1)
+        workers = _count("workers", workers, 0)
+        tasks_per_worker = _count("tasks_per_worker", tasks_per_worker, 1)
+        memory_limit = _count("memory_limit", memory_limit, 1)
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer is a function, not {initializer!r}")
         init = Call(initializer, tuple(initargs), {}) if initializer is not None else None
@@ -320,13 +320,8 @@ def _one_of(name: str, value: int | None, other: str, synonym: int | None) -> in
     return synonym if value is None else value
 
 
-def _check_count(name: str, value: int | None, least: int) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number or None, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name} is {least} or more, not {value}")
+def _count(name: str, value: int | None, least: int) -> int | None:
+    return None if value is None else whole_number(name, value, least)
 
 
 def _refuse(given: Mapping[str, object], because: str) -> None:
