@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,9 @@ from typing import Any
 from benchmarks.registry import Case, case
 
 PAIR = case("acquire + release, nobody waits", "µs", count=20_000, quick=2_000)
-HAND_OVER = case("release, a waiting process goes on", "µs", count=1_000, quick=200)
+HAND_OVER = case("release after work, a waiting process goes on", "µs", count=1_000, quick=200)
+BY_BELL = case("the same, where all of 4 slots were held", "µs", count=1_000, quick=200)
+COLD = case("release after a sleep, a waiting process goes on", "µs", count=1_000, quick=200)
 DEATH = case("SIGKILL of the holder, a waiting process goes on", "ms", count=40, quick=8)
 LONGEST = case("longest wait of 50 processes, at 3 slots", "ms", count=200, quick=40)
 USUAL = case("median wait of 50 processes, at 3 slots", "ms", count=200, quick=40)
@@ -108,9 +111,20 @@ def _wait_until_asleep(pid: int | None) -> None:
                 return
 
 
+def _work(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
 @contextlib.contextmanager
-def _visitor(semaphore: Any) -> Iterator[Callable[[], Callable[[], float]]]:
-    """Start a process; yield what sends it to wait, and returns what hears it went on."""
+def _visitor(
+    semaphore: Any, busy: Callable[[float], None] = time.sleep
+) -> Iterator[Callable[[], Callable[[], float]]]:
+    """Start a process; yield what sends it to wait, and returns what hears it went on.
+
+    Meanwhile we are ``busy``.
+    """
     pipe, end = multiprocessing.Pipe()
     process = multiprocessing.Process(target=_visit, args=(semaphore, end))
     process.start()
@@ -118,7 +132,7 @@ def _visitor(semaphore: Any) -> Iterator[Callable[[], Callable[[], float]]]:
     def send() -> Callable[[], float]:
         pipe.send(True)
         pipe.recv()
-        time.sleep(0.001)  # it is on its way from here to there
+        busy(0.001)  # it is on its way from here to there
         _wait_until_asleep(process.pid)
         return pipe.recv  # type: ignore[no-any-return]
 
@@ -127,11 +141,15 @@ def _visitor(semaphore: Any) -> Iterator[Callable[[], Callable[[], float]]]:
     process.join()
 
 
-def _hand_over(library: Library, count: int) -> float:
+def _hand_over(
+    library: Library, count: int, slots: int = 1, busy: Callable[[float], None] = _work
+) -> float:
     seconds = 0.0
     with library() as make:
-        semaphore = make(1)
-        with _visitor(semaphore) as send:
+        semaphore = make(slots)
+        for _ in range(slots - 1):
+            semaphore.acquire()
+        with _visitor(semaphore, busy) as send:
             for _ in range(count):
                 semaphore.acquire()
                 hear = send()
@@ -219,10 +237,13 @@ def _register(
 _register(PAIR, _pairs, CRASH_SAFE)
 _register(PAIR, _pairs, OTHERS, " (not crash-safe)")
 # A filelock looks every 50 ms.
-_register(HAND_OVER, _hand_over, {"mpkit": _mpkit, "portalocker": _portalocker} | OTHERS)
+_WAITED_FOR = {"mpkit": _mpkit, "portalocker": _portalocker} | OTHERS
+_register(HAND_OVER, _hand_over, _WAITED_FOR)
+_register(BY_BELL, functools.partial(_hand_over, slots=4), _WAITED_FOR)
+_register(COLD, functools.partial(_hand_over, busy=time.sleep), _WAITED_FOR)
 _register(DEATH, _death, {"mpkit": _mpkit, "portalocker": _portalocker})
 _register(DEATH, _lost, OTHERS)
 for _row, _measure in ((LONGEST, _longest), (USUAL, _usual)):
-    _register(_row, _measure, {"mpkit": _mpkit, "portalocker": _portalocker} | OTHERS)
+    _register(_row, _measure, _WAITED_FOR)
 
-CASES: list[Case] = [PAIR, HAND_OVER, DEATH, LONGEST, USUAL]
+CASES: list[Case] = [PAIR, HAND_OVER, BY_BELL, COLD, DEATH, LONGEST, USUAL]

@@ -24,6 +24,7 @@ LAYERS = [
     "_slotfile",
     "_queue",
     "_slots",
+    "_sharing",
     "_waiter",
     "_semaphore",
     "_limit",

@@ -13,7 +13,8 @@ a few processes, and `wait` waits for any of them.
 #   _presence    that a process is there   _wait       the one way to block
 #   _signal      Signal                    _bells      to wake one of another process
 #   _slotfile    the file of a semaphore   _queue      those who wait for it
-#   _slots       slots, as locks           _waiter     who wakes whom
+#   _slots       slots, as locks           _sharing    one of them for a path
+#   _waiter      who wakes whom
 #   _semaphore, _limit                     Semaphore and limit
 #   _listing     for `python -m mpkit limits`, in __main__
 #   _pickling    objects to bytes          _link       packets over one socket

@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING
 from mpkit import _platform, _runtime
 from mpkit._queue import Queue
 from mpkit._slotfile import (
-    FIRST_NOTE,
     HEADER,
     MAGIC,
-    NOTE,
-    NOTE_WORDS,
     NOTED,
     USE,
     held_by_others,
+    read_note,
     size_of,
 )
 
@@ -119,9 +117,9 @@ def _read(path: str) -> Iterator[InUse]:
 
 def _holder(pid: int, slot: int, content: bytes) -> Party:
     if slot < NOTED:
-        noted, since, name = NOTE.unpack_from(content, (FIRST_NOTE + slot * NOTE_WORDS) * 8)
+        noted, since, name = read_note(content, slot)
         if noted == pid:
-            return Party(pid, name.rstrip(b"\0").decode(errors="replace"), _command(pid), since)
+            return Party(pid, name, _command(pid), since)
     return _party(pid)
 
 

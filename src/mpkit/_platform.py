@@ -243,6 +243,15 @@ def process_name(pid: int) -> str:
     return words or "?"
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped (SIGSTOP, a debugger); False if that is not known."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] in b"Tt"
+    except OSError:
+        return False
+
+
 def exists(pid: int) -> bool:
     """Tell whether there is a process ``pid``, one that was not reaped included."""
     try:

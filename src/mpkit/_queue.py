@@ -27,8 +27,10 @@ from mpkit._slotfile import (
     ENTRY,
     FIRST,
     MAPPED,
+    NEVER,
     NOBODY,
     PLACES,
+    SINCE,
     SOMEBODY,
     TABLE,
     TICKET,
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mpkit._bells import Bell
+
+#: How long, in seconds, the first one lets himself be overtaken. Some hundred times what it
+#: costs to hand a slot over, so that doing that in order costs little.
+HUNGRY_AFTER = 0.005
 
 #: ticket, token of the bell, pid.
 _ENTRY: Final = struct.Struct("=QQQ8x")
@@ -111,6 +117,8 @@ class Queue:
         """Clear one's entry; again is fine."""
         row = place.row
         if self.holds(place):
+            if self._words[FIRST + 1] == place.ticket:
+                self._words[SINCE] = NEVER
             self._clear(row)
             _platform.unlock_byte(self._fd, PLACES + row)
             del self._own[row]
@@ -130,15 +138,32 @@ class Queue:
         return next((entry for _, entry in self._standing(sorted(behind))), None)
 
     def lead(self, place: Place, bell: Bell) -> None:
-        """Note that a place of ours is the first one."""
+        """Note that a place of ours is the first one, and has been waiting for long from now."""
         words = self._words
         words[FIRST], words[FIRST + 1] = place.row, place.ticket
         words[FIRST + 2], words[FIRST + 3] = bell.token, os.getpid()
+        words[SINCE] = time.monotonic_ns()
+
+    def is_hungry(self) -> bool:
+        """Tell whether the first one has been overtaken for long enough."""
+        # What he is not if he is stopped: then nobody would get in until he goes on.
+        return time.monotonic_ns() - self._words[SINCE] > HUNGRY_AFTER * 1e9 and not (
+            _platform.is_stopped(self._words[FIRST + 3])
+        )
+
+    def listen(self, bell: Bell | None) -> None:
+        """Note by which bell we are called who are first; None if we need none."""
+        self._words[FIRST + 2] = 0 if bell is None else bell.token
 
     def first(self) -> Entry:
         """Return who noted to be first last, whether he still stands or not."""
         row, ticket, token, pid = self._words[FIRST : FIRST + 4].tolist()
         return Entry(ticket, row, token, pid)
+
+    def left(self, entry: Entry) -> bool:
+        """Tell whether the owner of an entry has cleared it; not if he died."""
+        found = self._read(entry.row) if entry.ticket else None
+        return found is None or found.ticket != entry.ticket
 
     def stands(self, entry: Entry) -> bool:
         """Tell whether an entry has an owner: that one, or one who came after him."""

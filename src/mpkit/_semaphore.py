@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
 from mpkit import _fork, _platform, _runtime, _wait
 from mpkit._errors import LimitTimeout, WouldDeadlock
+from mpkit._sharing import leave, use
 from mpkit._signal import check_name
-from mpkit._slots import MOST_SLOTS, Slots, leave, use
+from mpkit._slots import MOST_SLOTS, Slots
 from mpkit._waiter import Waiter
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ class Semaphore:
         if slots.take(owner, False):
             return True
         deadline = self._deadline(slots, owner, timeout)
-        with Waiter(slots, owner) as waiter:
+        with Waiter(slots, owner, may_block=timeout is None) as waiter:
             while not waiter.served():
                 if deadline.passed():
                     return False
@@ -215,7 +216,7 @@ class Semaphore:
         if slots.take(owner, overtake=False):
             return True
         deadline = self._deadline(slots, owner, timeout)
-        with Waiter(slots, owner) as waiter:
+        with Waiter(slots, owner, may_block=False) as waiter:
             while not waiter.served():
                 if deadline.passed():
                     return False

@@ -12,12 +12,17 @@ from __future__ import annotations
 
 import errno
 import mmap
+import multiprocessing
 import os
 import struct
+import time
 from typing import Final
 
 from mpkit import _platform, _runtime
 from mpkit._errors import LimitMismatch
+
+# For each acquire: to look it up costs as much as to call it.
+_now = time.time
 
 # Locks lie beside the content, not on it: a slot's is at its number.
 USE: Final = 1 << 30
@@ -27,7 +32,7 @@ PLACES: Final = USE + (1 << 20)
 
 # magic, slots, last ticket, whether somebody waits, place. What is read and written while
 # others do is in words of 8 bytes, each of which is whole at any moment.
-MAGIC: Final = b"mpkit\0s3"
+MAGIC: Final = b"mpkit\0s4"
 HEADER: Final = struct.Struct("<8sQQQ208s")
 PLACE_SIZE: Final = 208
 TICKET: Final = 2
@@ -36,6 +41,8 @@ WAITED_FOR: Final = 3
 FIRST: Final = 30
 #: How many entries the queue's table has.
 COUNT: Final = 34
+#: Since when he waits who is first, in nanoseconds of `time.monotonic_ns`; NEVER if nobody is.
+SINCE: Final = 35
 #: The first entries of the queue's table, of `ENTRY` words each; then come the notes.
 TABLE: Final = 36
 ENTRY: Final = 4
@@ -50,8 +57,53 @@ NOTED: Final = 1024
 # Whether somebody waits, at WAITED_FOR.
 NOBODY: Final = 0
 SOMEBODY: Final = 1
-#: Somebody waits and was overtaken for too long: who comes now has to queue up as well.
-HUNGRY: Final = 2
+#: At SINCE.
+NEVER: Final = (1 << 64) - 1
+
+
+class Notes:
+    """Who holds which slot since when, in the mapped ``content``: each holder notes it."""
+
+    # What this process notes, and what is in there.
+    _pid: int
+    _name: str
+    _note: bytes
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self._content = content
+        self._words = memoryview(content).cast("Q")
+        self._times = memoryview(content).cast("d")
+        self.forget()
+
+    def write(self, slot: int) -> None:
+        """Note that this process holds ``slot``, one of the `NOTED`, from now on."""
+        at = FIRST_NOTE + slot * NOTE_WORDS
+        if self._words[at] != self._pid:
+            self._sign(at)
+        self._times[at + 1] = _now()
+
+    def _sign(self, at: int) -> None:
+        name = multiprocessing.current_process().name
+        if name != self._name:
+            self._name = name
+            self._note = NOTE.pack(self._pid, 0.0, name.encode(errors="replace")[:48])
+        self._content[at * 8 : (at + NOTE_WORDS) * 8] = self._note
+
+    def forget(self) -> None:
+        """Begin anew, in a forked child: it is somebody else."""
+        self._name, self._note = "", b""
+        self._pid = os.getpid()
+
+    def close(self) -> None:
+        """Let go of the content."""
+        self._words.release()
+        self._times.release()
+
+
+def read_note(content: bytes | mmap.mmap, slot: int) -> tuple[int, float, str]:
+    """Return who noted to hold ``slot`` last: pid, since when, process name."""
+    pid, since, name = NOTE.unpack_from(content, (FIRST_NOTE + slot * NOTE_WORDS) * 8)
+    return pid, since, name.rstrip(b"\0").decode(errors="replace")
 
 
 def open_file(path: str, slots: int, place: str) -> tuple[int, mmap.mmap]:

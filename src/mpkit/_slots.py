@@ -7,7 +7,7 @@ that deals with them:
 
 * They belong to the process, so threads are told apart here, under a mutex.
 * Closing *any* descriptor of the file drops them all. So there is one `Slots` for a
-  path in a process, with the one descriptor; `use` and `leave` count who shares it.
+  path in a process, with the one descriptor (see `_sharing`).
 * A forked child has the descriptor but no lock. It takes the USE lock anew, and holds
   nothing (`_after_fork_in_child`).
 
@@ -17,32 +17,30 @@ How the file is laid out and opened is in `_slotfile`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
-import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from mpkit import _fork, _platform, _presence, _runtime
 from mpkit._bells import Bell, Bells
-from mpkit._errors import LimitMismatch
 from mpkit._queue import Place, Queue
 from mpkit._slotfile import (
-    FIRST_NOTE,
+    FIRST,
     HEADER,
-    HUNGRY,
     JOIN,
-    NOTE,
-    NOTE_WORDS,
+    NEVER,
     NOTED,
-    SOMEBODY,
+    SINCE,
     USE,
     WAITED_FOR,
+    Notes,
     held_by_others,
     lock_soon,
     open_file,
+    read_note,
 )
 
 if TYPE_CHECKING:
@@ -51,8 +49,8 @@ if TYPE_CHECKING:
 # For the calls of each `take` and `give`: to look them up costs as much as some of them.
 _lockf = fcntl.lockf
 _NOW: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
+_WHEN_FREE: Final = fcntl.LOCK_EX
 _FREE: Final = fcntl.LOCK_UN
-_now = time.time
 _FINDS_DELETED: Final = _platform.FINDS_DELETED
 
 #: Who holds a slot within this process: the ident of a thread, or an asyncio task.
@@ -87,14 +85,15 @@ class Slots:
 
     def _open(self) -> None:
         self._fd, self._map = open_file(self.path, self.slots, self.place)
-        content = memoryview(self._map)
-        self._words, self._times = content.cast("Q"), content.cast("d")
+        self._words = memoryview(self._map).cast("Q")
+        self._notes = Notes(self._map)
         self.queue = Queue(self._fd, self._words, len(self._map), self.path)
 
     def _start_over(self) -> None:
         self._free = list(range(self.slots - 1, -1, -1))
         self._held = {}
-        self._pid = os.getpid()
+        #: The ticket of who was rung last.
+        self._rung = 0
         # Whether our descriptor may be of a file that others do not meet on.
         self._stale = False
         # Whether that is to be mended, or others do not know yet that we are there.
@@ -109,7 +108,7 @@ class Slots:
         return (self._take_unready if self._unready else self._take)(owner, overtake)
 
     def _take(self, owner: Owner, overtake: bool) -> bool:
-        if not overtake and self._words[WAITED_FOR] == HUNGRY:
+        if not overtake and self._words[WAITED_FOR] and self.queue.is_hungry():
             return False
         try:
             slot = self._free.pop()
@@ -123,16 +122,38 @@ class Slots:
                 return False
         try:
             if slot < NOTED:
-                at = FIRST_NOTE + slot * NOTE_WORDS
-                if self._words[at] != self._pid:
-                    self._sign(at)
-                self._times[at + 1] = _now()
+                self._notes.write(slot)
             self._held[slot] = owner
         except BaseException:  # Ctrl-C in the middle
             self._held[slot] = owner
             self.give(owner)
             raise
         return True
+
+    def take_when_free(self, owner: Owner) -> bool:
+        """Sleep until the only slot is free, and take it: the kernel hands it over.
+
+        Only for who is first in the queue. False, mostly at once, if it cannot be done: a
+        thread of this process holds the slot, which the kernel would give to us as well.
+        """
+        if self.slots > 1 or self._unready:
+            return False
+        try:
+            slot = self._free.pop()  # so that no other thread finds it locked for us
+        except IndexError:
+            return False
+        try:
+            self.queue.listen(None)
+            _lockf(self._fd, _WHEN_FREE, 1, slot)
+        except BaseException as error:
+            _lockf(self._fd, _FREE, 1, slot)  # Ctrl-C may come when we have it
+            self._free.append(slot)
+            # EDEADLK: the kernel sees processes, not threads. It may well be no deadlock.
+            if isinstance(error, OSError) and error.errno == errno.EDEADLK:
+                return False
+            raise
+        self._free.append(slot)
+        return self._take(owner, True)
 
     def _take_unready(self, owner: Owner, overtake: bool) -> bool:
         with self._mutex:
@@ -144,10 +165,6 @@ class Slots:
             self._stale = True  # deleted underneath: others meet on a new file
             self.give(owner)
             return self._take_unready(owner, overtake)
-
-    def _sign(self, at: int) -> None:
-        name = multiprocessing.current_process().name.encode(errors="replace")[:48]
-        NOTE.pack_into(self._map, at * 8, self._pid, 0.0, name)
 
     def _lock_other(self, missed: int) -> int:
         """Lock another slot that nobody holds, popped off `_free`; -1 if there is none."""
@@ -181,7 +198,9 @@ class Slots:
                 _lockf(self._fd, _FREE, 1, slot)
             finally:
                 self._free.append(slot)
-            if self._words[WAITED_FOR]:
+            # The first one sleeps in the kernel, and was woken by that: nothing is left to do.
+            words = self._words
+            if words[WAITED_FOR] and (words[FIRST + 2] or words[SINCE] == NEVER):
                 self.ring()
         except BaseException:  # Ctrl-C in the middle; to ring once more does no harm
             self.ring()
@@ -199,13 +218,19 @@ class Slots:
         # after this, and finds what we released (see `_waiter`).
         with self._mutex:
             first = self.queue.first()
-            self.bells.ring(first.pid, first.token)
-            if not self.queue.stands(first):
+            # Who was rung before, and is still there, may be dead. To ask the kernel each
+            # time would take longer than all else.
+            dead = first.ticket == self._rung and not self.queue.stands(first)
+            if dead or self.queue.left(first):
                 # Perhaps nobody waits: say so, unless somebody joins the queue just now.
                 # Having the JOIN lock we know that nobody is about to take a place unseen.
                 with self._joining(block=False) as ours:
                     if ours:
                         self.queue.forget_dead()
+            else:
+                self._rung = first.ticket
+                # The last thing that is done here: who wakes may have to wait for our core.
+                self.bells.ring(first.pid, first.token)
 
     def holds(self, owner: Owner) -> int:
         """Return how many slots ``owner`` holds."""
@@ -246,6 +271,11 @@ class Slots:
         with self._mutex:
             self.queue.lead(place, bell)
 
+    def listen(self, bell: Bell) -> None:
+        """Note that it is to be rung again, after `take_when_free`."""
+        with self._mutex:
+            self.queue.listen(bell)
+
     def leave(self, place: Place, bell: Bell | None) -> None:
         """Leave the queue, and ring the next one."""
         with self._mutex:
@@ -258,15 +288,6 @@ class Slots:
                         self.bells.ring(after.pid, after.token)
             if bell is not None:
                 self.bells.give_back(bell)
-
-    def hunger(self, *, over: bool = False) -> None:
-        """Say that the first one who waits is overtaken for too long, or that it is ``over``.
-
-        Only by one whose entry stands, so that it cannot contradict `ring`.
-        """
-        with self._mutex:
-            if not self._stale:
-                self._words[WAITED_FOR] = SOMEBODY if over else HUNGRY
 
     def watch(self, pid: int) -> list[int]:
         """Return what tells of the end of a process, as `_presence.watch`."""
@@ -295,9 +316,7 @@ class Slots:
             return 0, 0.0, ""
         with self._mutex:
             self._refresh()
-            at = (FIRST_NOTE + slot * NOTE_WORDS) * 8
-            pid, since, name = NOTE.unpack_from(self._map, at)
-        return pid, since, name.rstrip(b"\0").decode(errors="replace")
+            return read_note(self._map, slot)
 
     def _refresh(self) -> None:
         """Go to the file that is at our path now, if ours is stale. We hold nothing of it."""
@@ -332,7 +351,7 @@ class Slots:
             self.bells.remove()
             os.unlink(self.path)
         self._words.release()
-        self._times.release()
+        self._notes.close()
         self._map.close()  # this closes a descriptor too, and with it drops the locks
         os.close(fd)
 
@@ -349,46 +368,10 @@ class Slots:
     def _after_fork_in_child(self) -> None:
         self._mutex = threading.RLock()
         self._start_over()
+        self._notes.forget()
         self.bells.forget()
         self.queue.abandon()
         # Were our parent killed before this, somebody might have been alone with the file,
         # and have removed it or laid it out for himself. Then the next `take` goes there.
         ours = self._fd >= 0 and _platform.lock_byte(self._fd, USE, shared=True)
         self._stale = not ours or HEADER.unpack_from(self._map)[1] != self.slots
-
-
-#: By path; under `_fork.guard`.
-_all: dict[str, Slots] = {}
-_users: dict[str, int] = {}
-
-
-def use(path: str, slots: int, place: str) -> Slots:
-    """Return this process's `Slots` of ``path``; each call is to be matched by a `leave`."""
-    with _fork.guard:
-        # Counted first: a finalizer may run anywhere in here and leave the same path.
-        _users[path] = _users.get(path, 0) + 1
-        try:
-            found = _all.get(path)
-            if found is None:
-                found = Slots(path, slots, place)
-                _all[path] = found
-                _fork.know(found)
-            elif found.slots != slots:
-                raise LimitMismatch(place, slots, found.slots)
-        except BaseException:
-            leave(path)
-            raise
-    return found
-
-
-def leave(path: str) -> None:
-    """Undo a `use`. The last one closes the file, unless a slot is still held."""
-    with _fork.guard:
-        _users[path] -= 1
-        if _users[path]:
-            return
-        del _users[path]
-        found = _all.get(path)
-        if found is not None and not found.busy():
-            del _all[path]
-            found.close()

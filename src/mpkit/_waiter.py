@@ -13,7 +13,7 @@ Who waits makes an entry at the end of the queue (`_queue`) that says which bell
 4. Who *leaves* the queue, for whatever reason, clears his entry, and then rings the one
    after him.
 5. Who *releases* a slot unlocks it, and then rings who is noted as the first, if somebody
-   waits.
+   waits and has not left.
 6. Who wakes silences his bell first, and then looks at everything anew. (Unless he takes a
    slot and leaves.)
 
@@ -33,18 +33,23 @@ If somebody is killed while he joins, then nobody is behind him yet: joining end
 the lock of the entry, which ends with its process.
 tests/model checks this argument in all orders of events.
 
-The one who is first may be overtaken by somebody who comes by at the right moment, which
-saves both the switch between processes. When that has gone on for `HUNGRY_AFTER`, he
-says so, and who comes from then on has to queue up.
+Where there is one slot only, and a thread waits for it for ever, the one who is first
+may leave all that to the kernel, which gives him the lock when it is free (whether it was
+unlocked or its holder died): that is quicker by half. Then he notes that he needs no bell.
+With several slots, a timeout or an event loop there is no such call; and if a thread of his
+own process has the slot, he would get its lock at once.
 
-`Waiter` never blocks: it says what to watch. So threads and asyncio tasks differ in the
-one line that polls.
+The one who is first may be overtaken by somebody who comes by at the right moment, which
+saves both the switch between processes. But when he has been the first for `HUNGRY_AFTER`,
+then who comes has to queue up.
+
+But for that `Waiter` never blocks: it says what to watch. So threads and asyncio tasks
+differ in the one line that polls.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING
 
 from mpkit import _fork, _wait
@@ -57,25 +62,21 @@ if TYPE_CHECKING:
     from mpkit._bells import Bell
     from mpkit._slots import Owner, Slots
 
-#: How long, in seconds, the first one in the queue lets himself be overtaken. Some hundred
-#: times what it costs to hand a slot over, so that doing that in order costs little.
-HUNGRY_AFTER = 0.005
-
 
 class Waiter:
     """One thread or task in the queue for a slot; in it while inside ``with``.
 
     ``watched`` and ``patience`` say what to poll, and for how many seconds at most, when
-    `served` has returned False.
+    `served` has returned False. If it ``may_block``, then `served` itself may wait for ever.
     """
 
-    def __init__(self, slots: Slots, owner: Owner) -> None:
+    def __init__(self, slots: Slots, owner: Owner, *, may_block: bool) -> None:
         self._slots = slots
         self._owner = owner
+        self._may_block = may_block
         self._place = Place()
         self._bell: Bell | None = None
-        self._first_since: float | None = None
-        self._hungry = False
+        self._first = False
         self._served = False
         self.watched: list[int] = []
         self.patience: float | None = None
@@ -87,20 +88,28 @@ class Waiter:
         """Take a slot if it is our turn and one is free; else set what to watch."""
         # To try before silencing the bell saves time when it rang, and does no harm: we
         # leave then, and look at nothing.
-        if self._first_since is not None and self._take():
+        if self._first and self._take():
             return True
         bell = self._joined()
         bell.drain()
         while not self._is_behind(bell):
             if self._take():
                 return True
-            self._grow_hungry()
+            if self._may_block and self._sleep(bell):
+                return True
             if self._watch_holders(bell):
                 return False
         return False
 
     def _take(self) -> bool:
         self._served = self._slots.take(self._owner)
+        return self._served
+
+    def _sleep(self, bell: Bell) -> bool:
+        """Leave it to the kernel to give us the slot, if that can be."""
+        self._served = self._slots.take_when_free(self._owner)
+        if not self._served:
+            self._slots.listen(bell)
         return self._served
 
     def _joined(self) -> Bell:
@@ -112,7 +121,7 @@ class Waiter:
 
     def _is_behind(self, bell: Bell) -> bool:
         """Tell whether somebody is before us, and watch the nearest one."""
-        if self._first_since is not None:
+        if self._first:
             return False  # nobody joins before us: who is first stays that
         while pid := self._slots.ahead(self._place):
             self._watch_only(bell)
@@ -122,7 +131,7 @@ class Waiter:
             if self._watch(bell, pid) and self._slots.ahead(self._place) == pid:
                 return True
         self._slots.lead(self._place, bell)
-        self._first_since = time.monotonic()
+        self._first = True
         return False
 
     def _watch_holders(self, bell: Bell) -> bool:
@@ -162,12 +171,6 @@ class Waiter:
         self.watched += fds
         return True
 
-    def _grow_hungry(self) -> None:
-        if self._first_since is not None:
-            self._hungry = time.monotonic() - self._first_since > HUNGRY_AFTER
-            if self._hungry:
-                self._slots.hunger()
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -190,9 +193,6 @@ class Waiter:
             self._slots.give(self._owner)
 
     def _leave(self) -> None:
-        if self._hungry:
-            self._slots.hunger(over=True)
-            self._hungry = False
         if self._place.ticket:
             self._slots.leave(self._place, self._bell)
-        self._place, self._bell, self._first_since = Place(), None, None
+        self._place, self._bell, self._first = Place(), None, False

@@ -31,6 +31,7 @@ def work(semaphore: Semaphore, inside: Inside, cell: int, stop: Signal, broken: 
     """Go in and out until told to stop."""
     chance = random.Random(cell)
     while not stop.is_set():
+        semaphore._timeout = chance.choice([None, PATIENCE])
         with semaphore:
             if inside.enter(cell) > semaphore.slots:
                 broken.set()
@@ -39,15 +40,16 @@ def work(semaphore: Semaphore, inside: Inside, cell: int, stop: Signal, broken: 
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("slots", [1, 2])
 def test_no_slot_is_lost_and_nobody_hangs_when_processes_are_killed_at_random(
-    spawn: Spawn, start_method: str, tmp_path: Path
+    spawn: Spawn, start_method: str, tmp_path: Path, slots: int
 ) -> None:
-    semaphore, stop, broken = Semaphore(2), Signal(), Signal()
+    semaphore, stop, broken = Semaphore(slots), Signal(), Signal()
     inside = Inside(str(tmp_path / "inside"), 7)
     chance = random.Random(4)
 
     crew = [spawn(work, semaphore, inside, cell, stop, broken) for cell in range(7)]
-    for _ in range(int(KILLS * SHARE[start_method])):
+    for _ in range(int(KILLS / 2 * SHARE[start_method])):
         seen = inside.turns()
         target = chance.randrange(7)
         # Some turns later, at a moment of nobody's choosing.
@@ -62,7 +64,7 @@ def test_no_slot_is_lost_and_nobody_hangs_when_processes_are_killed_at_random(
         finish(process)
 
     assert not broken.is_set(), "more were inside than there are slots"
-    assert semaphore.available == 2
+    assert semaphore.available == slots
 
 
 def inline() -> Semaphore:
@@ -125,8 +127,24 @@ def test_all_slots_are_free_after_their_holders_were_killed(spawn: Spawn) -> Non
         semaphore.release()
 
 
-def test_who_waits_behind_killed_waiters_is_served(spawn: Spawn) -> None:
+@pytest.fixture(params=[None, PATIENCE], ids=["kernel", "bell"])
+def patience(request: pytest.FixtureRequest) -> float | None:
+    """How long to wait: the kernel hands the slot over, or a bell tells of it (`_waiter`)."""
+    patience: float | None = request.param
+    return patience
+
+
+BY_KERNEL = pytest.mark.skipif(not _platform.FINDS_DELETED, reason="rung by bells here")
+
+
+def one_slot(patience: float | None) -> Semaphore:
     semaphore = Semaphore(1)
+    semaphore._timeout = patience
+    return semaphore
+
+
+def test_who_waits_behind_killed_waiters_is_served(spawn: Spawn, patience: float | None) -> None:
+    semaphore = one_slot(patience)
     semaphore.acquire()
     waiters = [start_waiter(spawn, semaphore) for _ in range(4)]
     kill(waiters[0])
@@ -139,8 +157,10 @@ def test_who_waits_behind_killed_waiters_is_served(spawn: Spawn) -> None:
     assert in_line(semaphore) == 0
 
 
-def test_who_waits_is_served_when_the_holder_and_all_before_him_are_killed(spawn: Spawn) -> None:
-    semaphore = Semaphore(1)
+def test_who_waits_is_served_when_the_holder_and_all_before_him_are_killed(
+    spawn: Spawn, patience: float | None
+) -> None:
+    semaphore = one_slot(patience)
     holder = start_holder(spawn, semaphore)
     waiters = [start_waiter(spawn, semaphore) for _ in range(3)]
 
@@ -150,13 +170,55 @@ def test_who_waits_is_served_when_the_holder_and_all_before_him_are_killed(spawn
     finish(waiters[2])
 
 
-def test_the_bell_of_a_killed_waiter_is_removed_when_a_slot_is_released(spawn: Spawn) -> None:
-    semaphore = Semaphore(1)
+def test_a_killed_waiter_is_forgotten_when_he_was_rung_in_vain(spawn: Spawn) -> None:
+    semaphore = one_slot(PATIENCE)
     with semaphore:
         kill(start_waiter(spawn, semaphore))
         assert in_line(semaphore) == 1
+    with semaphore:
+        pass
     assert in_line(semaphore) == 0
     assert semaphore._opened()._words[_slotfile.WAITED_FOR] == _slotfile.NOBODY
+
+
+@BY_KERNEL
+def test_a_waiter_that_was_killed_in_the_kernel_costs_nothing_and_is_forgotten(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    semaphore = Semaphore(1)
+    with semaphore:
+        kill(start_waiter(spawn, semaphore))
+    rung: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(_bells.Bells, "ring", lambda *args: rung.append(args))
+        for _ in range(3):
+            assert semaphore.acquire(block=False)
+            semaphore.release()
+    assert rung == []
+    until(lambda: semaphore._opened().queue.is_hungry())
+    assert semaphore.acquire()  # through the queue, where he is found to be gone
+    semaphore.release()
+    assert semaphore._opened()._words[_slotfile.WAITED_FOR] == _slotfile.NOBODY
+    assert in_line(semaphore) == 0
+
+
+def test_who_comes_gets_in_though_the_first_one_who_waits_is_stopped(
+    spawn: Spawn, patience: float | None
+) -> None:
+    semaphore = one_slot(patience)
+    semaphore.acquire()
+    waiter = start_waiter(spawn, semaphore)
+    assert waiter.pid is not None
+    until(lambda: semaphore._opened().queue.is_hungry())
+    os.kill(waiter.pid, signal.SIGSTOP)
+    until(lambda: not semaphore._opened().queue.is_hungry())  # the signal has arrived
+    semaphore.release()
+
+    with semaphore:
+        pass
+
+    os.kill(waiter.pid, signal.SIGCONT)
+    finish(waiter)
 
 
 def test_a_holder_may_die_just_before_he_is_watched(
@@ -203,12 +265,25 @@ def wait_and_die_when_rung(semaphore: Semaphore) -> None:
         return original(self, *args, **kwargs)  # type: ignore[arg-type]
 
     _slots.Slots.take = take  # type: ignore[method-assign, assignment]
+    semaphore.acquire(timeout=PATIENCE)
+
+
+def wait_and_die_when_given(semaphore: Semaphore) -> None:
+    original = _slots._lockf
+
+    def lockf(fd: int, how: int, *where: int) -> None:
+        original(fd, how, *where)
+        if how == _slots._WHEN_FREE:
+            die()
+
+    _slots._lockf = lockf  # type: ignore[assignment]
     semaphore.acquire()
 
 
 def wait_and_die_before_ringing_the_next(semaphore: Semaphore) -> None:
     _bells.Bells.ring = die  # type: ignore[method-assign]
-    semaphore.acquire(timeout=PATIENCE)
+    with semaphore:
+        die()  # nobody was to be rung
 
 
 def give_up_and_die_before_ringing_the_next(semaphore: Semaphore, go: Signal) -> None:
@@ -223,7 +298,7 @@ def joined(waiter: _waiter.Waiter) -> bool:
 
 
 def test_a_slot_is_not_lost_when_who_releases_it_dies_before_he_rings(spawn: Spawn) -> None:
-    semaphore, held, go = Semaphore(1), Signal(), Signal()
+    semaphore, held, go = one_slot(PATIENCE), Signal(), Signal()
     holder = spawn(release_and_die_before_ringing, semaphore, held, go)
     assert held.wait(PATIENCE)
     waiter = start_waiter(spawn, semaphore)
@@ -236,11 +311,17 @@ def test_a_slot_is_not_lost_when_who_releases_it_dies_before_he_rings(spawn: Spa
 
 @pytest.mark.parametrize(
     "how",
-    [wait_and_die_when_rung, wait_and_die_before_ringing_the_next],
+    [
+        wait_and_die_when_rung,
+        pytest.param(wait_and_die_when_given, marks=BY_KERNEL),
+        wait_and_die_before_ringing_the_next,
+    ],
     ids=lambda how: how.__name__,
 )
-def test_a_ring_is_not_lost_when_who_is_rung_dies(spawn: Spawn, how: object) -> None:
-    semaphore = Semaphore(1)
+def test_a_ring_is_not_lost_when_who_is_rung_dies(
+    spawn: Spawn, patience: float | None, how: object
+) -> None:
+    semaphore = one_slot(patience)
     semaphore.acquire()
     victim = start_waiter(spawn, semaphore, how, semaphore)
     second, third = start_waiter(spawn, semaphore), start_waiter(spawn, semaphore)
@@ -253,9 +334,12 @@ def test_a_ring_is_not_lost_when_who_is_rung_dies(spawn: Spawn, how: object) -> 
     assert victim.exitcode == -signal.SIGKILL
 
 
-def test_a_free_slot_is_not_left_to_one_who_dies_while_he_is_first(spawn: Spawn) -> None:
+def test_a_free_slot_is_not_left_to_one_who_dies_while_he_is_first(
+    spawn: Spawn, patience: float | None
+) -> None:
     """He is first, hears nothing, and dies; the slot became free meanwhile."""
-    semaphore, go = Semaphore(1), Signal()
+    semaphore = one_slot(patience)
+    go = Signal()
     semaphore.acquire()
     victim = start_waiter(spawn, semaphore, give_up_and_die_before_ringing_the_next, semaphore, go)
     second = start_waiter(spawn, semaphore)
@@ -283,13 +367,16 @@ def hold_and_exec(semaphore: Semaphore, held: Signal, go: Signal) -> None:
 
 
 def wait_and_exec(semaphore: Semaphore, go: Signal) -> None:
-    threading.Thread(target=semaphore.acquire, daemon=True).start()
+    threading.Thread(target=semaphore.__enter__, daemon=True).start()
     go.wait()
     replace_oneself()
 
 
-def test_a_waiter_gets_the_slot_of_a_holder_that_execs_a_program(spawn: Spawn) -> None:
-    semaphore, held, go = Semaphore(1), Signal(), Signal()
+def test_a_waiter_gets_the_slot_of_a_holder_that_execs_a_program(
+    spawn: Spawn, patience: float | None
+) -> None:
+    semaphore = one_slot(patience)
+    held, go = Signal(), Signal()
     holder = spawn(hold_and_exec, semaphore, held, go)
     assert held.wait(PATIENCE)
     waiter = start_waiter(spawn, semaphore)
@@ -299,8 +386,11 @@ def test_a_waiter_gets_the_slot_of_a_holder_that_execs_a_program(spawn: Spawn) -
     assert holder.exitcode is None
 
 
-def test_who_waits_behind_one_that_execs_a_program_is_served(spawn: Spawn) -> None:
-    semaphore, go = Semaphore(1), Signal()
+def test_who_waits_behind_one_that_execs_a_program_is_served(
+    spawn: Spawn, patience: float | None
+) -> None:
+    semaphore = one_slot(patience)
+    go = Signal()
     semaphore.acquire()
     first = start_waiter(spawn, semaphore, wait_and_exec, semaphore, go)
     second = start_waiter(spawn, semaphore)
@@ -323,15 +413,18 @@ def fork_and_hold(semaphore: Semaphore, born: Signal, gone: Signal) -> None:
         Signal().wait()
 
 
-def test_a_child_that_outlives_a_killed_holder_does_not_keep_his_slot(spawn: Spawn) -> None:
-    semaphore, born, gone = Semaphore(1), Signal(), Signal()
+def test_a_child_that_outlives_a_killed_holder_does_not_keep_his_slot(
+    spawn: Spawn, patience: float | None
+) -> None:
+    semaphore = one_slot(patience)
+    born, gone = Signal(), Signal()
     holder = spawn(fork_and_hold, semaphore, born, gone)
     assert born.wait(PATIENCE)
 
     holder.kill()  # not joined: its sentinel is open in the child as well
 
     try:
-        assert semaphore.acquire(timeout=PATIENCE)
-        semaphore.release()
+        with semaphore:
+            pass
     finally:
         gone.set()

@@ -27,6 +27,7 @@ RULES = {
     "clear before ringing": "who leaves rings the next one first, and then clears his entry",
     "ring the next one": "who leaves does not ring",
     "drain before looking": "who wakes looks first, and then silences his bell",
+    "listen again": "who comes back from the kernel without the slot still says he needs no bell",
     "forget under the lock": "who finds nobody waiting says so without looking at joiners",
 }
 
@@ -59,13 +60,14 @@ class State(NamedTuple):
     tickets: int  # the last one given
     waited_for: bool
     first: int  # who noted that he is first
+    bell: bool  # and whether he is to be rung
     processes: tuple[Process, ...]
 
 
 def start(waiters: int, turns: int) -> State:
     """Return the state in which the slot is held and ``waiters`` come."""
     crew = [Process("release", turns=0), *(Process("try", turns=turns) for _ in range(waiters))]
-    return State(0, OUT, 0, False, OUT, tuple(crew))
+    return State(0, OUT, 0, False, OUT, True, tuple(crew))
 
 
 class Machine:
@@ -152,16 +154,28 @@ class Machine:
             yield _put(state, who, me._replace(at="lead_late", watched=state.holder))
 
     def _lead_late(self, state: State, who: int, me: Process) -> Iterator[State]:
-        yield _put(state._replace(first=who), who, me._replace(at="sleep"))
+        yield _put(state._replace(first=who, bell=True), who, me._replace(at="sleep"))
 
     def _lead(self, state: State, who: int, me: Process) -> Iterator[State]:
-        yield _put(state._replace(first=who), who, me._replace(at="take"))
+        yield _put(state._replace(first=who, bell=True), who, me._replace(at="take"))
 
     def _take(self, state: State, who: int, me: Process) -> Iterator[State]:
         if state.holder == OUT:
             yield _put(state._replace(holder=who), who, me._replace(at="clear"))
         else:
             yield _put(state, who, me._replace(at="look"))
+            # or he waits for ever, and so may leave it to the kernel
+            yield _put(state._replace(bell=False), who, me._replace(at="kernel"))
+
+    def _kernel(self, state: State, who: int, me: Process) -> Iterator[State]:
+        if state.holder == OUT:
+            yield _put(state._replace(holder=who), who, me._replace(at="clear"))
+        # or it takes the wait for a deadlock, or a signal handler raises
+        step = "look" if self.broken == "listen again" else "listen"
+        yield _put(state, who, me._replace(at=step))
+
+    def _listen(self, state: State, who: int, me: Process) -> Iterator[State]:
+        yield _put(state._replace(bell=True), who, me._replace(at="look"))
 
     def _look(self, state: State, who: int, me: Process) -> Iterator[State]:
         if state.holder == OUT:
@@ -240,15 +254,23 @@ class Machine:
         yield _put(state._replace(holder=OUT), who, me._replace(at="again"))
 
     def _waited_for(self, state: State, who: int, me: Process) -> Iterator[State]:
-        yield _put(state, who, me._replace(at="ring" if state.waited_for else "again"))
+        yield _put(state, who, me._replace(at="bell" if state.waited_for else "again"))
+
+    def _bell(self, state: State, who: int, me: Process) -> Iterator[State]:
+        # Without a bell he sleeps in the kernel, or has left, and then nobody may be waiting.
+        yield _put(state, who, me._replace(at="first" if state.bell else "forget"))
+        if not state.bell:
+            yield _put(state, who, me._replace(at="again"))
+
+    def _first(self, state: State, who: int, me: Process) -> Iterator[State]:
+        yield _put(state, who, me._replace(at="ring", seen=state.first))
 
     def _ring(self, state: State, who: int, me: Process) -> Iterator[State]:
-        first = state.first
-        step = "forget"
-        if first not in (OUT, who):
+        first = me.seen
+        gone = first in (OUT, who) or not state.processes[first].ticket
+        if not gone:
             state = _ring(state, first)
-            step = "again" if state.processes[first].ticket else "forget"
-        yield _put(state, who, me._replace(at=step))
+        yield _put(state, who, me._replace(at="forget" if gone else "again", seen=OUT))
 
     def _forget(self, state: State, who: int, me: Process) -> Iterator[State]:
         nobody = not any(process.ticket for process in state.processes)
@@ -320,6 +342,7 @@ def _settled(state: State) -> State:
         len(tickets) - 1,
         state.waited_for,
         names[state.first],
+        state.bell,
         tuple(
             crew[who]._replace(
                 ticket=number[crew[who].ticket],

@@ -22,7 +22,6 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from mpkit._errors import LimitMismatch, LimitTimeout, WouldDeadlock
 from mpkit._limit import Semaphore, limit
 from mpkit._semaphore import Holder
-from mpkit._slotfile import HUNGRY, WAITED_FOR
 from tests.support import PATIENCE, copied, in_line, until
 
 
@@ -474,10 +473,10 @@ def test_waiters_are_served_in_the_order_of_arrival(
 
 
 def test_who_waits_too_long_is_no_longer_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpkit._waiter.HUNGRY_AFTER", 0.0)
-    semaphore = Semaphore(1)
+    semaphore = Semaphore(2)
     slots = semaphore._opened()
-    semaphore.acquire()
+    assert semaphore.acquire()
+    assert semaphore.acquire()
 
     def visit() -> None:
         with semaphore:
@@ -485,12 +484,18 @@ def test_who_waits_too_long_is_no_longer_overtaken(monkeypatch: pytest.MonkeyPat
 
     with thread(visit):
         until(lambda: in_line(semaphore) == 1)
-        until(lambda: slots._words[WAITED_FOR] == HUNGRY)
+        until(slots.queue.is_hungry)
+        # A free slot of which the one who waits has not heard.
+        with monkeypatch.context() as patch:
+            patch.setattr(slots, "ring", lambda: None)
+            semaphore.release()
         assert not slots.take("somebody", overtake=False)
-        semaphore.release()
-    assert semaphore.acquire(timeout=PATIENCE)
+        assert slots.take("somebody")
+        slots.give("somebody")
+    assert not slots.queue.is_hungry()
+    assert slots.take("somebody", overtake=False)
+    slots.give("somebody")
     semaphore.release()
-    assert slots._words[WAITED_FOR] != HUNGRY
 
 
 class AnySemaphore(RuleBasedStateMachine):
