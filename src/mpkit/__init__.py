@@ -17,10 +17,11 @@ a few processes, and `wait` waits for any of them.
 #   _waiter      who wakes whom
 #   _semaphore, _limit                     Semaphore and limit
 #   _listing     for `python -m mpkit limits`, in __main__
-#   _pickling    objects to bytes          _link       packets over one socket
+#   _pickling    objects to bytes          _frames     packets over a stream
+#   _link        packets over one socket
 #   _parcel      messages, big buffers     _codec      pickle or msgspec
 #   _closing     what is closed at exit    _end        messages and goodbyes
-#   _channel     Channel
+#   _port        an end in its process     _channel    Channel
 #   _outcome     how a call's end travels  _lifeline   children leave with us
 #   _process     start and Job
 #   _pool/       TaskPool: schedule (pure), wire, worker, engine, and the facade

@@ -28,6 +28,7 @@ _known: weakref.WeakSet[Inherited] = weakref.WeakSet()
 _installed = False
 #: While a `multiprocessing.Process` is being forked: the ids of what its arguments hold.
 _travelling: set[int] = set()
+_process: Any = None
 
 
 class Inherited(Protocol):
@@ -67,10 +68,21 @@ def travels(thing: object) -> bool:
     return id(thing) in _travelling
 
 
+def stay(*things: object) -> None:
+    """Have ``things`` not travel, whatever the arguments of the new process are."""
+    _travelling.difference_update(id(thing) for thing in things)
+
+
+def traveller() -> Any:
+    """Return, inside a handler, the `multiprocessing.Process` that is forked; or None."""
+    return _process
+
+
 def _before() -> None:
+    global _process
     guard.acquire()
     _travelling.clear()
-    process = _platform.process_being_forked()
+    _process = process = _platform.process_being_forked()
     if process is not None:
         _travelling.update(_contents(vars(process)))
     for thing in list(_known):
@@ -82,7 +94,7 @@ def _after_in_parent() -> None:
         for thing in list(_known):
             thing._after_fork_in_parent()
     finally:
-        guard.release()
+        _done()
 
 
 def _after_in_child() -> None:
@@ -90,7 +102,13 @@ def _after_in_child() -> None:
         for thing in list(_known):
             thing._after_fork_in_child()
     finally:
-        guard.release()
+        _done()
+
+
+def _done() -> None:
+    global _process
+    _process = None
+    guard.release()
 
 
 #: Longer containers are not looked into: a fork must not take seconds to find a channel.

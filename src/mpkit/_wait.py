@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import select
+import threading
 import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -51,6 +52,12 @@ def check_timeout(timeout: float | None) -> None:
         raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}")
     if math.isnan(timeout) or timeout < 0:
         raise ValueError(f"timeout is not negative, unlike {timeout!r}")
+
+
+def for_lock(deadline: Deadline | None) -> float:
+    """Return what is left until a deadline as `threading.Lock.acquire` wants it."""
+    left = None if deadline is None else deadline.left()
+    return -1 if left is None else min(left, threading.TIMEOUT_MAX)
 
 
 def poll(fds: Iterable[int], timeout: float | None = None) -> list[int]:
