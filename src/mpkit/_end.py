@@ -46,10 +46,10 @@ class End:
         peer_pid: int | None = None,
         ended: EndOfChannel | None = None,
         send_closed: bool = False,
-        begun: bytes = b"",
+        kept: tuple[list[bytes], bytes] = ([], b""),
     ) -> None:
         self.link = link
-        link.go_on(begun)
+        link.keep(*kept)
         self.codec = codec
         self.label = label
         #: The process that sent last; None before anything came.
@@ -62,8 +62,8 @@ class End:
 
     def facts(self) -> tuple[Any, ...]:
         """Return what makes the same end over another link: what moves besides that."""
-        begun = self.link.begun()
-        return self.codec, self.label, self.peer_pid, self.ended, self.send_closed, begun
+        kept = self.link.kept()
+        return self.codec, self.label, self.peer_pid, self.ended, self.send_closed, kept
 
     def pack(self, message: object) -> Parcel:
         """Pack a message; raises before anything is sent."""

@@ -194,15 +194,16 @@ class Link:
 
     @property
     def busy(self) -> bool:
-        """Whether it holds what was received and not taken: then it cannot move."""
-        return bool(self.inbox or self._raw)
+        """Whether it holds descriptors that were received and not taken: then it cannot move."""
+        return bool(self._raw) or any(fds for _, fds in self.inbox)
 
-    def begun(self) -> bytes:
-        """Return what is here of a packet that has not arrived whole, and moves with it."""
-        return b""
+    def kept(self) -> tuple[list[bytes], bytes]:
+        """Return what was received and not taken: packets, and a part of one."""
+        return [data for data, _ in self.inbox], b""
 
-    def go_on(self, begun: bytes) -> None:
-        """Take over what is there of a packet, in the process to which it moved."""
+    def keep(self, packets: list[bytes], begun: bytes) -> None:
+        """Take over what was `kept`, in the process to which it moved."""
+        self.inbox += [(data, []) for data in packets]
 
     def flush(self) -> bool:
         """Send what is left of a packet that was begun; tell whether nothing is."""
@@ -332,10 +333,11 @@ class _StreamLink(Link):
     def busy(self) -> bool:
         return super().busy or bool(self._arriving.fds)
 
-    def begun(self) -> bytes:
-        return self._arriving.begun
+    def kept(self) -> tuple[list[bytes], bytes]:
+        return super().kept()[0], self._arriving.begun
 
-    def go_on(self, begun: bytes) -> None:
+    def keep(self, packets: list[bytes], begun: bytes) -> None:
+        super().keep(packets, begun)
         self._arriving = Arriving(begun)
 
     def close(self) -> None:

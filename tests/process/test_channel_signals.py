@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import _wait
+from mpkit import _platform, _wait
 from mpkit._channel import Channel, channel
 from mpkit._errors import ChannelClosed, ChannelTimeout, EndOfChannel
 from tests.support import PATIENCE, Spawn, finish, until
@@ -179,6 +179,12 @@ def test_a_handler_may_use_the_end_that_it_interrupts(pair: Pair) -> None:
     assert there.recv() == "by the handler"
 
 
+WHOLE = pytest.mark.skipif(
+    not _platform.HAS_PACKETS, reason="after half a packet no goodbye can follow"
+)
+
+
+@WHOLE
 def test_a_close_while_a_thread_is_blocked_in_send_is_no_death(pair: Pair) -> None:
     here, there = pair
     fill(here)
@@ -217,6 +223,7 @@ def exit_while_a_thread_sends(end: Channel[Any, Any]) -> None:
     until(lambda: not _free(end._sending))
 
 
+@WHOLE
 def test_a_normal_exit_while_a_thread_is_blocked_in_send_is_no_death(
     spawn: Spawn, pair: Pair
 ) -> None:
