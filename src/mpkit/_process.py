@@ -32,7 +32,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-#: Seconds between SIGTERM and SIGKILL for a process that is asked to end.
+#: Seconds between SIGTERM and SIGKILL for a job that is asked to end: enough to flush and
+#: to remove what is temporary, and short enough to be waited for at a Ctrl-C.
 GRACE = 2.0
 
 
@@ -106,13 +107,6 @@ class Child:
                 # that is up to the server, which does it at once.)
                 os.kill(self.pid, number)
 
-    def stop(self, grace: float = GRACE) -> None:
-        """Ask the process to end, and kill it if it has not after ``grace`` seconds."""
-        self.signal(signal.SIGTERM)
-        if not self.join(grace):
-            self.signal(signal.SIGKILL)
-            self.join(None)
-
     def __del__(self) -> None:
         # Not at the end of the process: a thread may still be polling it.
         pidfd = getattr(self, "_pidfd", None)
@@ -159,8 +153,8 @@ class Job(Generic[R_co]):
     every `multiprocessing.Process`). Any thread may use a job; only the process that
     started it can wait for it.
 
-    As a context manager, a job is waited for when the block ends well, and killed when
-    the block raises.
+    As a context manager, a job is waited for when the block ends well, and stopped
+    (see `stop`) when the block raises.
 
     Example:
         >>> with start(pow, 2, 10) as job:
@@ -222,8 +216,10 @@ class Job(Generic[R_co]):
             WorkerDied: the process ended before the call did: killed, or by `os._exit`.
             TaskExit: the call raised `SystemExit`.
             RemoteError: the call raised what cannot be raised here.
-            Exception: whatever else the call raised, with the traceback of its process
-                as the cause.
+            NotPicklable: what the call returned cannot travel.
+            Exception: whatever else the call raised, with its notes, causes and context,
+                and the members of a group with theirs; each that cannot be rebuilt here
+                has a RemoteError in its place. The last cause is a `RemoteTraceback`.
 
         """
         value, error = self._wait(timeout)
@@ -256,6 +252,44 @@ class Job(Generic[R_co]):
         """End the process at once (SIGKILL). Does not wait."""
         self._child.signal(signal.SIGKILL)
 
+    def stop(self, grace: float = GRACE) -> bool:
+        """Ask the process to end (SIGTERM), kill it if it has not in time; wait for its end.
+
+        A process that does not handle SIGTERM ends at once by it. One that is stopped
+        (SIGSTOP), or whose handler cannot run, is killed. What interrupts the waiting (a
+        Ctrl-C) kills it, too. A result that came before the end is kept.
+
+        Args:
+            grace: seconds from SIGTERM to SIGKILL.
+
+        Returns:
+            False if the process was killed by SIGKILL, and True if it ended otherwise.
+
+        Raises:
+            TypeError, ValueError: ``grace`` is not a number of seconds.
+
+        """
+        _check_grace(grace)
+        self.terminate()
+        try:
+            self.join(grace)
+        finally:
+            self.kill()  # which is nothing to a process that has ended
+        self.join()
+        return self.exitcode != -signal.SIGKILL
+
+    async def stop_async(self, grace: float = GRACE) -> bool:
+        """As `stop`, for asyncio: it suspends the calling task only. No thread is used."""
+        _check_grace(grace)
+        self.terminate()
+        try:
+            await self._ended_async(grace)
+        finally:
+            self.kill()
+        await self._ended_async(None)
+        self.join()
+        return self.exitcode != -signal.SIGKILL
+
     def __enter__(self) -> Self:
         return self
 
@@ -266,7 +300,7 @@ class Job(Generic[R_co]):
         traceback: TracebackType | None,
     ) -> None:
         if kind is not None:
-            self.kill()
+            self.stop()
         self.join()
 
     def __await__(self) -> Generator[Any, None, R_co]:
@@ -276,6 +310,11 @@ class Job(Generic[R_co]):
         while not self._ready():
             await _wait.readable(self._watched())
         return self.result(0)
+
+    async def _ended_async(self, timeout: float | None) -> None:
+        deadline = Deadline(timeout)
+        while self.is_alive() and not deadline.passed():
+            await _wait.readable([self._child.sentinel], deadline.left())
 
     def _wait(self, timeout: float | None) -> tuple[R_co | None, BaseException | None]:
         deadline = Deadline(timeout)
@@ -307,9 +346,9 @@ class Job(Generic[R_co]):
             self._link.close()
 
     def _opened(self, data: bytes, fds: list[int]) -> tuple[R_co | None, BaseException | None]:
-        if data[:1] == _outcome.FAILED:
-            return None, _outcome.unpack_error(data[1:], fds)
         try:
+            if data[:1] == _outcome.FAILED:
+                return None, _outcome.unpack_error(data[1:], fds)
             return _outcome.unpack_result(self._what, data[1:], fds), None
         except BaseException as error:  # noqa: BLE001  it is what result() has to raise
             return None, error
@@ -353,8 +392,16 @@ def start(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
     return Job(Call(fn, args, kwargs))
 
 
+def _check_grace(grace: float) -> None:
+    if isinstance(grace, bool) or not isinstance(grace, (int, float)):
+        raise TypeError(f"grace is a number of seconds, not {grace!r}")
+    if not grace >= 0:
+        raise ValueError(f"grace is not negative, unlike {grace!r}")
+
+
 def _run_job(link: Link, call: Call) -> None:
     """Run the call in the job's process and send what came of it."""
+    _forget_handlers()
     code: Any = 0
     try:
         value = call.fn(*call.args, **call.kwargs)
@@ -364,10 +411,25 @@ def _run_job(link: Link, call: Call) -> None:
     else:
         kind, parcel = _outcome.pack_result("a job", call.fn, value)
         code = int(kind == _outcome.FAILED)
-    data, fds = parcel.seal(kind)
+    parcel, data, fds = _outcome.seal(b"", kind, parcel, f"job {call.what}")
+    if data[:1] != kind:
+        code = 1
     with contextlib.suppress(LinkDown):  # nobody waits for it any more
         link.send(data, fds)
         parcel.depart("moved to the process that started this job")
     parcel.close()
     link.close()
     raise SystemExit(code)
+
+
+def _forget_handlers() -> None:
+    """Let go of how the parent handles what ends a job, which a fork hands down.
+
+    With the handlers of an event loop, for instance, a job would not see Ctrl-C, and a
+    SIGTERM meant for it would wake the loop of the parent.
+    """
+    signal.set_wakeup_fd(-1)
+    if callable(signal.getsignal(signal.SIGTERM)):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -109,13 +109,7 @@ def _report(
 ) -> None:
     resident = _platform.resident_bytes() if report_memory else 0
     header = wire.done_header(task, began, ended, resident)
-    try:
-        data, fds = parcel.seal(header + kind)
-    except OSError as error:  # no descriptors or no memory are left: that can be said
-        parcel.close()
-        error.add_note(f"(raised while a worker reported the result of task {task})")
-        parcel = _outcome.pack_error(f"the result of task {task}", error)
-        data, fds = parcel.seal(header + _outcome.FAILED)
+    parcel, data, fds = _outcome.seal(header, kind, parcel, f"task {task}")
     with contextlib.closing(parcel):
         outbox.send(data, fds)
         parcel.depart("moved to the process that has the pool")
