@@ -40,6 +40,7 @@ LAYERS = [
     "_channel",
     "_outcome",
     "_lifeline",
+    "_child",
     "_process",
     "_pool",
     "_pool.schedule",

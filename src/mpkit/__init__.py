@@ -23,7 +23,7 @@ a few processes, and `wait` waits for any of them.
 #   _closing     what is closed at exit    _end        messages and goodbyes
 #   _port        an end in its process     _channel    Channel
 #   _outcome     how a call's end travels  _lifeline   children leave with us
-#   _process     start and Job
+#   _child       a process of ours         _process    start and Job
 #   _pool/       TaskPool: schedule (pure), wire, worker, engine, and the facade
 
 import sys as _sys

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import pickle
 import signal
 import threading
@@ -17,15 +16,14 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self
 
 from typing_extensions import TypeVar
 
-from mpkit import _fork, _lifeline, _outcome, _pickling, _platform, _wait
+from mpkit import _fork, _outcome, _pickling, _platform, _wait
+from mpkit._child import Child
 from mpkit._errors import ResultTimeout, WorkerDied
 from mpkit._link import Link, LinkDown
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
-    from multiprocessing.context import BaseContext
-    from multiprocessing.process import BaseProcess
     from types import TracebackType
 
 P = ParamSpec("P")
@@ -35,88 +33,6 @@ R_co = TypeVar("R_co", covariant=True)
 #: Seconds between SIGTERM and SIGKILL for a job that is asked to end: enough to flush and
 #: to remove what is temporary, and short enough to be waited for at a Ctrl-C.
 GRACE = 2.0
-
-
-class Child:
-    """A process that this one started, which dies with it; and how to wait for it.
-
-    Never daemonic: it may have children of its own. Any thread may use it.
-    """
-
-    def __init__(
-        self,
-        main: Callable[..., None],
-        args: tuple[Any, ...],
-        context: BaseContext,
-        name: str | None = None,
-    ) -> None:
-        make: Any = getattr(context, "Process")  # noqa: B009  BaseContext does not declare it
-        self.process: BaseProcess = make(
-            target=_main, args=(_lifeline.own(), main, args), name=name, daemon=False
-        )
-        self.process.start()
-        pid = self.process.pid
-        assert pid is not None
-        self.pid: int = pid
-        self.name: str = self.process.name
-        self._exitcode: int | None = None
-        # Guards waiting for the process: of two threads in waitpid(), one is told that
-        # there is no such child.
-        self._reaping = threading.Lock()
-        try:
-            self._pidfd = _platform.open_pidfd(pid)
-        except ProcessLookupError:  # so soon: it is dead, and the sentinel says so
-            self._pidfd = None
-
-    @property
-    def sentinel(self) -> int:
-        """A descriptor that becomes readable when the process ends.
-
-        Not multiprocessing's, where there is a pidfd: under fork that one is a pipe,
-        which also the child's own children keep open.
-        """
-        return self.process.sentinel if self._pidfd is None else self._pidfd
-
-    @property
-    def exitcode(self) -> int | None:
-        """How the process ended; None while it lives."""
-        if self._exitcode is None and _wait.poll([self.sentinel], 0):
-            self.join(None)
-        return self._exitcode
-
-    def join(self, timeout: float | None) -> bool:
-        """Wait for the end of the process, at most ``timeout`` seconds; tell if it came."""
-        if self._exitcode is None:
-            if not _wait.poll([self.sentinel], timeout):
-                return False
-            with self._reaping:
-                if self._exitcode is None:
-                    self.process.join()
-                    self._exitcode = self.process.exitcode
-        return True
-
-    def signal(self, number: int) -> None:
-        """Send a signal, unless the process has ended."""
-        with self._reaping, contextlib.suppress(ProcessLookupError):
-            if self._exitcode is not None:
-                return
-            if self._pidfd is not None:
-                signal.pidfd_send_signal(self._pidfd, number)
-            else:
-                # While we have not reaped it, its pid is nobody else's. (Under forkserver
-                # that is up to the server, which does it at once.)
-                os.kill(self.pid, number)
-
-    def __del__(self) -> None:
-        # Not at the end of the process: a thread may still be polling it.
-        pidfd = getattr(self, "_pidfd", None)
-        if pidfd is not None:
-            os.close(pidfd)
-
-
-def _main(lifeline: _lifeline.Lifeline, main: Callable[..., None], args: tuple[Any, ...]) -> None:
-    lifeline.hold()
-    main(*args)
 
 
 class Call(_fork.Bearer):
@@ -136,13 +52,29 @@ class Call(_fork.Bearer):
     def _carried(self) -> list[object]:
         return [self.fn, self.args, self.kwargs]
 
+    def arrived(self) -> Call:
+        """Return this call; what arrived is unpickled here, which may raise anything."""
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         stream, buffers = _pickling.dumps((self.fn, self.args, self.kwargs), f"{self.what}(...)")
-        return _rebuild_call, (stream, [bytearray(buffer.raw()) for buffer in buffers])
+        return _Packed, (self.what, stream, [bytearray(buffer.raw()) for buffer in buffers])
 
 
-def _rebuild_call(stream: bytes, buffers: list[bytearray]) -> Call:
-    return Call(*pickle.loads(stream, buffers=buffers))
+class _Packed(Call):
+    """A call in its new process, where it is unpickled when its errors can be reported."""
+
+    def __init__(self, what: str, stream: bytes, buffers: list[bytearray]) -> None:
+        self.what = what
+        self._stream = stream
+        self._buffers = buffers
+
+    def arrived(self) -> Call:
+        try:
+            return Call(*pickle.loads(self._stream, buffers=self._buffers))
+        except BaseException as error:
+            error.add_note(f"(raised in the new process, which unpickled {self.what}(...))")
+            raise
 
 
 class Job(Generic[R_co]):
@@ -404,12 +336,13 @@ def _run_job(link: Link, call: Call) -> None:
     _forget_handlers()
     code: Any = 0
     try:
-        value = call.fn(*call.args, **call.kwargs)
+        arrived = call.arrived()
+        value = arrived.fn(*arrived.args, **arrived.kwargs)
     except BaseException as error:  # noqa: BLE001  to be raised where the job is waited for
         kind, parcel = _outcome.FAILED, _outcome.pack_error(call.what, error, skip_frames=1)
         code = error.code if isinstance(error, SystemExit) else 1
     else:
-        kind, parcel = _outcome.pack_result("a job", call.fn, value)
+        kind, parcel = _outcome.pack_result("a job", arrived.fn, value)
         code = int(kind == _outcome.FAILED)
     parcel, data, fds = _outcome.seal(b"", kind, parcel, f"job {call.what}")
     if data[:1] != kind:

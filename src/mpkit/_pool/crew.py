@@ -16,9 +16,9 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from mpkit import _platform, _wait
+from mpkit._child import Child
 from mpkit._link import Link, LinkDown, discard
 from mpkit._pool import wire, worker
-from mpkit._process import Child
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:

@@ -69,7 +69,8 @@ def _ignore(number: int, frame: object) -> None:
 
 def _initialized(init: Call, outbox: Link) -> bool:
     try:
-        init.fn(*init.args, **init.kwargs)
+        call = init.arrived()
+        call.fn(*call.args, **call.kwargs)
     except BaseException as error:  # noqa: BLE001  to be raised by the tasks that wait
         parcel = _outcome.pack_error(f"the initializer {init.what}", error, skip_frames=1)
         data, fds = parcel.seal(wire.init_failed_header())
