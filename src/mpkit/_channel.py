@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
+    from typing_extensions import TypeForm
+
     from mpkit._codec import CodecName
 
 SendT = TypeVar("SendT", contravariant=True, default=Any)
@@ -274,7 +276,7 @@ def channel(
 
 @overload
 def channel(
-    send: type[S], recv: type[R], *, codec: CodecName = "pickle"
+    send: TypeForm[S], recv: TypeForm[R], *, codec: CodecName = "pickle"
 ) -> tuple[Channel[S, R], Channel[R, S]]: ...
 
 
@@ -284,7 +286,8 @@ def channel(
     """Return both ends of a new channel, typed from the first one's point of view.
 
     Args:
-        send: what the first end sends and the second receives.
+        send: what the first end sends and the second receives: a class, a union of some
+            (``Load | Stop``), None, or whatever else may stand in an annotation.
         recv: what the first end receives and the second sends.
         codec: ``"pickle"`` takes any object, and the types are for the type checker
             only. ``"msgspec"`` (the extra of that name) checks each message against

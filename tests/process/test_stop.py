@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import Job, Signal, TaskExit, WorkerDied, start
+from mpkit import Job, RemoteError, Signal, TaskExit, WorkerDied, start
 from tests.support import PATIENCE, until
 
 if TYPE_CHECKING:
@@ -202,18 +202,21 @@ def test_a_job_has_no_handlers_of_its_parent() -> None:
         for number in (signal.SIGTERM, signal.SIGINT)
     ]
     before = signal.set_wakeup_fd(writer)
+    interrupted, ended = begun(hang), begun(hang)
     try:
-        job = begun(hang)
-        os.kill(job.pid, signal.SIGINT)
-        assert isinstance(job.exception(PATIENCE), Exception)  # stands for KeyboardInterrupt
-        assert job.join(PATIENCE)
-        job = begun(hang)
-        assert job.stop(PATIENCE)
-        assert job.exitcode == -signal.SIGTERM
+        os.kill(interrupted.pid, signal.SIGINT)
+        error = interrupted.exception(PATIENCE)
+        assert isinstance(error, RemoteError)
+        assert error.type_name == "KeyboardInterrupt"
+        assert ended.stop(PATIENCE)
+        assert ended.exitcode == -signal.SIGTERM
     finally:
         signal.set_wakeup_fd(before)
         for number, handler in old:
             signal.signal(number, handler)
+        for job in (interrupted, ended):
+            job.kill()
+            job.join(PATIENCE)
     os.close(writer)
     assert os.read(reader, 100).strip(bytes([signal.SIGCHLD])) == b""
     os.close(reader)
