@@ -274,6 +274,13 @@ def channel(
 ) -> tuple[Channel[Any, Any], Channel[Any, Any]]: ...
 
 
+# What follows takes any type. This is for type checkers that know no TypeForm.
+@overload
+def channel(
+    send: type[S], recv: type[R], *, codec: CodecName = "pickle"
+) -> tuple[Channel[S, R], Channel[R, S]]: ...
+
+
 @overload
 def channel(
     send: TypeForm[S], recv: TypeForm[R], *, codec: CodecName = "pickle"
@@ -287,7 +294,8 @@ def channel(
 
     Args:
         send: what the first end sends and the second receives: a class, a union of some
-            (``Load | Stop``), None, or whatever else may stand in an annotation.
+            (``Load | Stop``), None, or what else may stand in an annotation. (For
+            anything, say ``object``, or no types at all: mypy takes ``Any`` for a class.)
         recv: what the first end receives and the second sends.
         codec: ``"pickle"`` takes any object, and the types are for the type checker
             only. ``"msgspec"`` (the extra of that name) checks each message against

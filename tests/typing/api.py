@@ -184,7 +184,7 @@ def channels_of_unions() -> None:
 
     assert_type(mpkit.channel(Request, None)[0], mpkit.Channel[Load | Stop, None])
     assert_type(mpkit.channel(None, list[int])[1], mpkit.Channel[list[int], None])
-    assert_type(mpkit.channel(Any, object)[0], mpkit.Channel[Any, object])
+    assert_type(mpkit.channel(object, int | None)[1].recv(), object)
     assert_type(
         mpkit.channel(Literal["on", "off"], dict[str, int] | None)[0],
         mpkit.Channel[Literal["on", "off"], dict[str, int] | None],
