@@ -44,7 +44,7 @@ class Child:
         self._reaping = threading.Lock()
         try:
             self._pidfd = _platform.open_pidfd(pid)
-        except ProcessLookupError:  # so soon: it is dead, and the sentinel says so
+        except OSError:  # it is dead so soon, or no descriptor is left: the sentinel will do
             self._pidfd = None
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import faulthandler
 import os
 import resource
@@ -13,7 +14,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from mpkit import Job, NotPicklable, RemoteError, RemoteTraceback, TaskExit, WorkerDied, start
+from mpkit import (
+    Job,
+    NotPicklable,
+    RemoteError,
+    RemoteTraceback,
+    TaskExit,
+    WorkerDied,
+    _platform,
+    start,
+)
 from tests.support import PATIENCE
 
 if TYPE_CHECKING:
@@ -207,3 +217,16 @@ def test_an_exception_for_which_no_descriptor_is_left() -> None:
 def test_small_results_need_no_descriptor() -> None:
     with start(starved, 10) as job:
         assert job.result(PATIENCE) == bytes(10)
+
+
+def test_a_job_for_which_no_descriptor_was_left_to_watch_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(pid: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(_platform, "open_pidfd", none_left)
+    check(start(die, "SIGKILL"), WorkerDied, "killed by SIGKILL")
+    with start(signal.pause) as job:
+        assert job.stop(PATIENCE)
+    assert job.exitcode == -signal.SIGTERM
