@@ -15,12 +15,14 @@ import os
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from mpkit import _platform
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
+
+T = TypeVar("T")
 
 guard = threading.RLock()
 
@@ -42,6 +44,75 @@ class Inherited(Protocol):
 
     def _after_fork_in_child(self) -> None:
         """Close what the child must not have; start from nothing."""
+
+
+class Descriptors(list[int]):
+    """Descriptors that are held for a moment, of which no forked child keeps a copy.
+
+    As a channel's end is on its way out of this process or into it: its copy in a child
+    would hide the death of whoever gets it. One that was given away is -1 in the list.
+    It closes what is left when it is garbage.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    def keep(self, fds: Iterable[int]) -> None:
+        """Own ``fds`` from now on. They were made since the caller took `guard`."""
+        self.extend(fds)
+        know(self)
+
+    def keep_copy(self, fd: int) -> int:
+        """Return a copy of ``fd``, owned from now on."""
+        with guard:
+            copy = os.dup(fd)
+            self.keep([copy])
+        return copy
+
+    def give(self, index: int, take: Callable[[int], T]) -> T:
+        """Hand one over to ``take``, which owns it unless it raises; return what it returns."""
+        with guard:
+            taken = take(self[index])
+            self[index] = -1
+        return taken
+
+    def close(self) -> None:
+        """Close those that were not given away, and forget all. More than once is fine."""
+        if self:
+            with guard:  # a child that is forked between the two would keep its copies
+                self._close()
+
+    def _close(self) -> None:
+        # Forgotten first: what is closed twice may be somebody else's the second time.
+        while self:
+            fd = self.pop()
+            if fd >= 0:
+                os.close(fd)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+    def __del__(self) -> None:
+        # Without the guard: this runs anywhere, and whoever has it may wait for what we hold.
+        self._close()
+
+    def _before_fork(self) -> None:
+        """Nothing to decide: none of these travels."""
+
+    def _after_fork_in_parent(self) -> None:
+        """Nothing to let go of."""
+
+    def _after_fork_in_child(self) -> None:
+        self.close()
+
+
+def owned(fds: list[int]) -> Descriptors:
+    """Return ``fds`` as `Descriptors`, which own them; as they are if they are that already."""
+    if isinstance(fds, Descriptors):
+        return fds
+    with guard:
+        descriptors = Descriptors()
+        descriptors.keep(fds)
+    return descriptors
 
 
 class Bearer:

@@ -95,6 +95,7 @@ class Link:
     def adopt(fd: int) -> Link:
         """Return the link whose descriptor arrived from another process."""
         with _fork.guard:
+            os.set_inheritable(fd, False)  # it is while a spawned process begins
             return _new(socket.socket(fileno=fd))
 
     def send(
@@ -380,4 +381,7 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    if not _CLOEXEC:
+        for fd in fds:
+            os.set_inheritable(fd, False)
     return list(fds)

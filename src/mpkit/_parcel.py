@@ -15,13 +15,15 @@ import os
 import pickle
 import struct
 import threading
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from mpkit import _pickling, _platform
+from mpkit import _fork, _pickling, _platform
 from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed, discard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+T = TypeVar("T")
 
 
 class Movable(Protocol):
@@ -39,7 +41,7 @@ class _Packing(threading.local):
     """What `pack` and `unpack` are working on in this thread."""
 
     parcel: Parcel | None = None
-    arrived: list[int] | None = None
+    arrived: _fork.Descriptors | None = None
 
 
 _packing = _Packing()
@@ -50,13 +52,15 @@ def current_parcel() -> Parcel | None:
     return _packing.parcel
 
 
-def claim(index: int) -> int:
-    """Return a descriptor that came with the parcel being unpacked, to keep and to close."""
+def claim(index: int, take: Callable[[int], T]) -> T:
+    """Give a descriptor that came with the parcel being unpacked to ``take``, which owns it.
+
+    No child is forked meanwhile: ``take`` makes it known to those that come later.
+    """
     arrived = _packing.arrived
     if arrived is None or index >= len(arrived) or arrived[index] < 0:
         raise Malformed(f"a channel end came without its descriptor ({_PERHAPS})")
-    fd, arrived[index] = arrived[index], -1
-    return fd
+    return arrived.give(index, take)
 
 
 #: The kernel drops those for which a process has no room.
@@ -79,14 +83,14 @@ class Parcel:
         self.buffers: list[pickle.PickleBuffer] = []
         self._movables: list[Movable] = []
         # Descriptors: of what is carried, then of the segment if there is one.
-        self._copies: list[int] = []
+        self._copies = _fork.Descriptors()
         self._in_segment = False
 
     def carry(self, thing: Movable) -> int:
         """Take ``thing`` along; return the index by which the receiver can `claim` it."""
         if len(self._movables) >= MOST_DESCRIPTORS - 1:  # one is the segment's
             raise ValueError(f"a message can carry at most {MOST_DESCRIPTORS - 1} channel ends")
-        self._copies.append(os.dup(thing._descriptor()))
+        self._copies.keep_copy(thing._descriptor())
         self._movables.append(thing)
         return len(self._movables) - 1
 
@@ -120,8 +124,7 @@ class Parcel:
 
     def close(self) -> None:
         """Close our copies of what is carried. The packet, if it was sent, has its own."""
-        discard(self._copies)
-        self._copies.clear()
+        self._copies.close()
 
 
 def pack(message: object, what: str) -> Parcel:
@@ -143,14 +146,14 @@ def unpack(data: bytes, fds: list[int]) -> Any:
 
     Raises `Malformed` if this is not a packet that `Parcel.seal` made.
     """
-    arrived, outer = list(fds), _packing.arrived
+    arrived, outer = _fork.owned(fds), _packing.arrived
     _packing.arrived = arrived
     try:
         stream, buffers = _open(data, fds)
         return pickle.loads(stream, buffers=buffers)
     finally:
         _packing.arrived = outer
-        discard(arrived)
+        arrived.close()
 
 
 def unpack_stream(data: bytes, fds: list[int]) -> memoryview:

@@ -270,7 +270,7 @@ class Port(_fork.Bearer):
     @classmethod
     def _arrive(cls, index: int, *facts: Any) -> Self:
         """Rebuild an end that came inside a parcel."""
-        return cls(End(Link.adopt(_parcel.claim(index)), *facts))
+        return cls(End(_parcel.claim(index, Link.adopt), *facts))
 
     @classmethod
     def _arrive_by_spawn(cls, copy: Any, *facts: Any) -> Self:

@@ -16,6 +16,8 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
+from mpkit import _fork
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Sequence
@@ -105,11 +107,10 @@ async def _until(fds: Sequence[int], add: str, remove: str, timeout: float | Non
         if not woken.done():
             woken.set_result(None)
 
-    copies: list[int] = []
+    copies = _fork.Descriptors()
     try:
         for fd in fds:
-            copies.append(os.dup(fd))
-            getattr(loop, add)(copies[-1], wake)
+            getattr(loop, add)(copies.keep_copy(fd), wake)
         async with asyncio.timeout(timeout):
             await woken
     except TimeoutError:
@@ -117,7 +118,7 @@ async def _until(fds: Sequence[int], add: str, remove: str, timeout: float | Non
     finally:
         for copy in copies:
             getattr(loop, remove)(copy)
-            os.close(copy)
+        copies.close()
     return True
 
 
@@ -130,7 +131,7 @@ class Crowd:
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[None]] = set()
-        self._copy = -1
+        self._copy = _fork.Descriptors()
 
     async def wait(self, fd: int) -> None:
         """Return when ``fd`` is readable."""
@@ -140,16 +141,15 @@ class Crowd:
         woken: asyncio.Future[None] = loop.create_future()
         self._waiting.add(woken)
         try:
-            if self._copy < 0:
-                self._copy = os.dup(fd)
-                loop.add_reader(self._copy, self._wake)
+            if not self._copy:
+                loop.add_reader(self._copy.keep_copy(fd), self._wake)
             await woken
         finally:
             self._waiting.remove(woken)
-            if self._copy >= 0 and not self._waiting:
-                copy, self._copy = self._copy, -1
-                loop.remove_reader(copy)
-                os.close(copy)
+            if not self._waiting:
+                for copy in self._copy:
+                    loop.remove_reader(copy)
+                self._copy.close()
 
     def _wake(self) -> None:
         # Called again in each turn of the loop until the last one has left.
