@@ -465,6 +465,16 @@ def call_when_launched(popen: Any, function: Callable[[], object]) -> None:
     popen.__class__ = type(kind.__name__, (kind,), {"__setattr__": set_attribute})
 
 
+def pass_once(popen: Any) -> None:
+    """Have a spawning ``popen`` pass each descriptor once, however often it was pickled.
+
+    What the first attempt at pickling an argument had begun, the second one (by
+    cloudpickle) repeats, and spawn refuses to pass the same descriptor twice.
+    """
+    if popen.method == "spawn":
+        popen._fds[:] = dict.fromkeys(popen._fds)
+
+
 def start_directory() -> str:
     """Return the working directory in which the program began."""
     return multiprocessing.process.ORIGINAL_DIR or os.getcwd()  # type: ignore[attr-defined]

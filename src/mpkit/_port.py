@@ -264,6 +264,7 @@ class Port(_fork.Bearer):
                 "task or another channel, and cannot be copied in other ways",
             )
         copy = DupFd(self._end.link.fd)
+        _platform.pass_once(popen)
         _platform.call_when_launched(popen, lambda: self._moved_to(popen))
         return type(self)._arrive_by_spawn, (copy, *self._end.facts())
 
