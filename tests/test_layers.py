@@ -15,6 +15,7 @@ SOURCE = Path(mpkit.__file__).parent
 LAYERS = [
     "_errors",
     "_platform",
+    "_reach",
     "_fork",
     "_runtime",
     "_presence",

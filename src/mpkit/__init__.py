@@ -9,7 +9,8 @@ a few processes, and `wait` waits for any of them.
 # The map of the house. Each line imports only from lines above it:
 #
 #   _errors      every exception           _platform   what differs by system or version
-#   _fork        what a fork lets go of    _runtime    the folder in which processes meet
+#   _reach       what arguments refer to   _fork       what a fork lets go of
+#   _runtime     the folder in which processes meet
 #   _presence    that a process is there   _wait       the one way to block
 #   _signal      Signal                    _bells      to wake one of another process
 #   _slotfile    the file of a semaphore   _queue      those who wait for it

@@ -10,17 +10,17 @@ child can be born in between. Nothing is registered before the first use.
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 import weakref
-from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mpkit import _platform
+from mpkit._reach import Bearer as Bearer
+from mpkit._reach import reached_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
 
@@ -115,14 +115,6 @@ def owned(fds: list[int]) -> Descriptors:
     return descriptors
 
 
-class Bearer:
-    """Something with parts that travel with it to a forked process."""
-
-    def _carried(self) -> list[object]:
-        """Return these parts."""
-        raise NotImplementedError
-
-
 def know(thing: Inherited) -> None:
     """Have ``thing`` told of every fork from now on. The caller holds `guard`."""
     global _installed
@@ -155,7 +147,7 @@ def _before() -> None:
     _travelling.clear()
     _process = process = _platform.process_being_forked()
     if process is not None:
-        _travelling.update(_contents(vars(process)))
+        _travelling.update(reached_from(vars(process)))
     for thing in list(_known):
         thing._before_fork()
 
@@ -180,33 +172,3 @@ def _done() -> None:
     global _process
     _process = None
     guard.release()
-
-
-#: Longer containers are not looked into: a fork must not take seconds to find a channel.
-_LONGEST = 1000
-
-
-def _contents(root: Any) -> set[int]:
-    """Return the ids of what is in ``root``, in its containers, and in theirs."""
-    found: set[int] = set()
-    left: deque[Any] = deque([root])
-    while left:
-        thing = left.pop()
-        if id(thing) in found:
-            continue
-        found.add(id(thing))
-        left.extend(_inside(thing))
-    return found
-
-
-def _inside(thing: Any) -> Iterable[Any]:
-    if isinstance(thing, Bearer):
-        return thing._carried()
-    if isinstance(thing, functools.partial):
-        return cast("tuple[Any, ...]", (thing.args, thing.keywords))
-    if isinstance(thing, dict):
-        thing = thing.values()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    elif not isinstance(thing, (tuple, list, set, frozenset, deque)):
-        return ()
-    container = cast("Collection[Any]", thing)
-    return container if len(container) <= _LONGEST else ()

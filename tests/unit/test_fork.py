@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mpkit import ChannelMoved, Signal, _fork, _wait, channel, start
 from mpkit._link import Link
-from mpkit._process import Call
 from tests.support import PATIENCE
 
 if TYPE_CHECKING:
@@ -172,51 +169,6 @@ def test_a_forked_child_that_forks_keeps_what_it_was_given() -> None:
     process.join()
     process.close()
     here.close()
-
-
-class Named(tuple[Any, ...]):
-    """As a NamedTuple is: a tuple by another name."""
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda end: end,
-        lambda end: [end],
-        lambda end: (1, (2, [end])),
-        lambda end: {"key": {"inner": end}},
-        lambda end: {end},
-        lambda end: frozenset([end]),
-        lambda end: deque([end]),
-        lambda end: Named([1, end]),
-        lambda end: functools.partial(print, end),
-        lambda end: functools.partial(print, key=[end]),
-        lambda end: Call(print, (end,), {}),
-        lambda end: Call(print, (), {"key": end}),
-        lambda end: Call(functools.partial(print, end), (), {}),
-    ],
-)
-def test_a_channel_is_found_among_the_arguments(wrap: Callable[[Any], Any]) -> None:
-    here, there = channel()
-    found = _fork._contents({"_args": (wrap(here),)})
-    assert id(here) in found
-    assert id(here._end.link) in found
-    assert id(there) not in found
-    here.close()
-    there.close()
-
-
-def test_long_containers_are_not_searched() -> None:
-    here, there = channel()
-    assert id(here) not in _fork._contents({"_args": ([0] * 10_000 + [here],)})
-    here.close()
-    there.close()
-
-
-def test_arguments_that_contain_themselves_are_searched_once() -> None:
-    endless: list[Any] = []
-    endless.append(endless)
-    assert id(endless) in _fork._contents({"_args": (endless,)})
 
 
 def test_what_was_known_and_is_garbage_is_not_told() -> None:
