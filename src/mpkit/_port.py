@@ -312,7 +312,9 @@ class Port(_fork.Bearer):
 
     def _watched(self) -> Sequence[int]:
         self._check()
-        return [self._end.link.fd]
+        end = self._end
+        here = self._returned or end.link.inbox or end.ended is not None
+        return [] if here else [end.link.fd]
 
     def _carried(self) -> list[object]:
         return [self._end.link]

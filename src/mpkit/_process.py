@@ -240,7 +240,7 @@ class Job(Generic[R_co]):
 
     async def _result_async(self) -> R_co:
         while not self._ready():
-            await _wait.readable(self._watched())
+            await _wait.readable(self._sources())
         return self.result(0)
 
     async def _ended_async(self, timeout: float | None) -> None:
@@ -257,7 +257,7 @@ class Job(Generic[R_co]):
             if self._outcome is None:
                 if deadline.passed():
                     raise ResultTimeout(self._what, timeout or 0.0)
-                _wait.poll(self._watched(), deadline.left())
+                _wait.poll(self._sources(), deadline.left())
         return self._outcome
 
     def _receive(self) -> None:
@@ -294,6 +294,9 @@ class Job(Generic[R_co]):
     _hung_up = False
 
     def _watched(self) -> Sequence[int]:
+        return [] if self._outcome is not None else self._sources()
+
+    def _sources(self) -> Sequence[int]:
         if self._outcome is not None or self._hung_up:
             return [self._child.sentinel]
         return [self._link.fd, self._child.sentinel]

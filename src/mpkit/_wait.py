@@ -167,7 +167,10 @@ class Waitable(Protocol):
         ...
 
     def _watched(self) -> Sequence[int]:
-        """Return descriptors of which one becomes readable when `_ready` may be true."""
+        """Return descriptors of which one becomes readable when `_ready` may be true.
+
+        None, if it is known to be: then it is asked without waiting for anything.
+        """
         ...
 
 
@@ -197,32 +200,53 @@ def wait(*things: T, timeout: float | None = None) -> list[T]:
         True
 
     """
-    for thing in things:
+    # One of each type: what a protocol asks of each thing takes longer than all the rest.
+    for thing in {type(thing): thing for thing in things}.values():
         if not isinstance(thing, (Future, Waitable)):
             raise TypeError(f"wait() takes Signals, Channels, Jobs and Tasks, not {thing!r}")
     deadline = Deadline(timeout)
+    if not things:
+        return []
     with contextlib.ExitStack() as stack:
-        bells: list[int] | None = None
+        bells: dict[int, int] = {}
         while True:
             last = deadline.passed()  # before the look: a signal handler may come between
-            ready = [thing for thing in things if _is_ready(thing)]
-            if ready or last or not things:
+            # Anew each time: what a job watches changes once it has said its last.
+            watched = [_watched(thing, bells) for thing in things]
+            rung = _rung(watched, 0.0 if last else deadline.left())
+            # Of hundreds of things only those that rang are asked.
+            ready = [
+                thing
+                for thing, fds in zip(things, watched, strict=True)
+                if (not fds or not rung.isdisjoint(fds)) and _is_ready(thing)
+            ]
+            if ready or last:
                 return ready
-            if bells is None:
-                bells = [_bell(thing, stack) for thing in things if isinstance(thing, Future)]
-                continue  # one may have been done before its bell was hung
-            poll({*bells, *_watched(things)}, deadline.left())
+            _hang_bells(things, bells, stack)  # only now: it takes a pipe for each future
+
+
+def _rung(watched: Iterable[Sequence[int]], timeout: float | None) -> set[int]:
+    """Poll them all; without blocking if there is one that watches nothing any more."""
+    fds = [fd for each in watched for fd in each]
+    return set(poll(fds, timeout if all(watched) else 0.0))
 
 
 def _is_ready(thing: Any) -> bool:
     return thing.done() if isinstance(thing, Future) else thing._ready()
 
 
-def _watched(things: Iterable[Any]) -> Iterable[int]:
-    """Return what to poll now: what a job watches changes once it has said its last."""
+def _watched(thing: Waitable | Future[Any], bells: dict[int, int]) -> Sequence[int]:
+    if not isinstance(thing, Future):
+        return thing._watched()
+    return (bells[id(thing)],) if id(thing) in bells else ()
+
+
+def _hang_bells(
+    things: Iterable[Waitable | Future[Any]], bells: dict[int, int], stack: contextlib.ExitStack
+) -> None:
     for thing in things:
-        if not isinstance(thing, Future):
-            yield from thing._watched()
+        if isinstance(thing, Future) and id(thing) not in bells:
+            bells[id(thing)] = _bell(thing, stack)
 
 
 def _bell(future: Future[Any], stack: contextlib.ExitStack) -> int:
