@@ -60,6 +60,11 @@ def asleep(pid: int) -> bool:
     return all(state == "S" for state in states)
 
 
+def stopped(pid: int) -> bool:
+    """Tell whether all threads of a process are stopped (Linux)."""
+    return all(_stat(f"/proc/{pid}/task/{thread}/stat")[0] == "T" for thread in _threads(pid))
+
+
 def wake_ups(pid: int) -> int:
     """Return how often the threads of a process have gone to sleep."""
     count = 0
