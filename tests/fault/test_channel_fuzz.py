@@ -12,7 +12,6 @@ import contextlib
 import gc
 import os
 import pickle
-import resource
 import socket
 import struct
 import sys
@@ -36,7 +35,7 @@ from mpkit import (
     channel,
 )
 from mpkit._link import MOST_DESCRIPTORS, PACKET
-from tests.support import PATIENCE
+from tests.support import PATIENCE, peak, reset_peak
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -271,13 +270,13 @@ def take_all(end: Channel[Any, Any]) -> None:
 @contextlib.contextmanager
 def nothing_kept() -> Iterator[None]:
     """Check that no descriptor stays open, and that the memory stays within bounds."""
-    before = descriptors(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reset_peak()
+    before = descriptors(), peak()
     yield
     if descriptors() != before[0]:
         gc.collect()  # tracebacks
     assert descriptors() == before[0], "a descriptor was kept"
-    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before[1]
-    assert more * (1024 if os.uname().sysname == "Linux" else 1) < MOST_MEMORY
+    assert peak() - before[1] < MOST_MEMORY
 
 
 def descriptors() -> int:
