@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mpkit._codec import Codec
     from mpkit._parcel import Parcel
 
-_HEADER = struct.Struct("=cI")
+_HEADER = struct.Struct("=ci")
 _MESSAGE: Final = b"m"
 _GOODBYE: Final = b"g"
 
@@ -121,7 +121,8 @@ class End:
             self.link.receive()
             discard(fds)
             raise BrokenChannel(self.label, f"{data[:16]!r} is not a message")
-        _, self.peer_pid = _HEADER.unpack_from(data)
+        pid = _HEADER.unpack_from(data)[1]
+        self.peer_pid = pid if pid > 0 else None
         if kind == _GOODBYE:
             self.ended = EndOfChannel(self.label)
             del self.link.inbox[0]  # no sooner: a signal handler may raise in between
@@ -146,8 +147,9 @@ class End:
         pid = self.peer_pid or _platform.pid_of(peer)
         if pid is None or pid == os.getpid():
             return pid, None
-        if _platform.lives(pid):
-            # Who sent last has passed the end on: it was another one that died.
+        if self.link.whole_packets and _platform.lives(pid):
+            # Who sent last has passed the end on: it was another one that died. (After
+            # half a packet no goodbye can follow; then he may just have closed it.)
             return None, None
         exitcode = _platform.exitcode_of_child(pid, OBITUARY)
         if exitcode is None and _platform.pid_of(peer) == pid:
