@@ -31,6 +31,7 @@ LAYERS = [
     "_listing",
     "_pickling",
     "_link",
+    "_segment",
     "_parcel",
     "_codec",
     "_closing",

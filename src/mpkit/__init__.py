@@ -18,7 +18,8 @@ a few processes, and `wait` waits for any of them.
 #   _semaphore, _limit                     Semaphore and limit
 #   _listing     for `python -m mpkit limits`, in __main__
 #   _pickling    objects to bytes          _link       packets over one socket
-#   _parcel      messages, big buffers     _codec      pickle or msgspec
+#   _segment     memory beside a message   _parcel     messages, big buffers
+#   _codec       pickle or msgspec
 #   _closing     what is closed at exit    _end        messages and goodbyes
 #   _channel     Channel
 #   _outcome     how a call's end travels  _lifeline   children leave with us

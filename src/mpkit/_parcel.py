@@ -1,9 +1,9 @@
 """Messages: a pickle stream, the large buffers beside it, and what moves along.
 
 A small message is one packet of a `Link`. Whatever is larger (the stream itself, or
-buffers beside it) is written to anonymous memory whose descriptor rides on the
-packet. The kernel frees it with its last descriptor and mapping, whoever dies. The
-receiver's objects lie in that memory: they are not copied again, and may be written to.
+buffers beside it) is written to a segment of memory (see `_segment`) whose descriptor
+rides on the packet. The receiver's objects lie in that memory: they are not copied
+again, and may be written to.
 
 A `Parcel` is a message on its way. What it carries (the ends of channels) changes its
 owner when the parcel was sent, and not before.
@@ -17,11 +17,11 @@ import struct
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mpkit import _pickling, _platform
+from mpkit import _pickling, _segment
 from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed, discard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from mpkit._segment import Loan
 
 
 class Movable(Protocol):
@@ -63,24 +63,43 @@ def claim(index: int) -> int:
 _PERHAPS: Final = "has this process too many open files?"
 
 
+#: A packet begins with its kind, and with how many descriptors of what it carries there
+#: are. In a segment's there follows how many of its bytes are used, and padding.
 _INLINE: Final = b"\x00"
 _SEGMENT: Final = b"\x01"
-#: A segment begins with the number of its parts, and the length of each.
-_COUNT = struct.Struct("=Q")
-#: Buffers start at multiples of this many bytes: a cache line, and what SIMD code likes.
-_ALIGNED = 64
+_HEAD = struct.Struct("=cB")
+_SEGMENT_HEAD = struct.Struct("=cBQ")
+_NOTHING_ELSE: Final = _HEAD.pack(_INLINE, 0)
+
+#: Bytes of a packet that are left to those who put something before a message, or around
+#: it (the pool needs 36).
+_FOR_OTHERS: Final = 64
+_MOST_INLINE: Final = PACKET - _FOR_OTHERS - _HEAD.size
+
+#: A message in a segment takes room in the socket's buffer, too: it is padded with its
+#: size divided by `_PER_PADDING`, within these bounds. So the kernel stops a sender whose
+#: messages nobody reads: a buffer of Linux' default size (208 KiB) takes 4 messages of 1 MB
+#: and more, or about 11 smaller ones, for all of which segments are kept. (Measured: 16,000
+#: bytes of padding cost 2 µs, 60,000 cost 5 µs.)
+_PER_PADDING: Final = 16
+_LEAST_PADDING: Final = 16_000
+_MOST_PADDING: Final = 60_000
+_PADDING: Final = bytes(_MOST_PADDING)
 
 
 class Parcel:
     """One message, packed: immutable bytes, buffers of the caller's, and what moves along."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, trusting: bool = True) -> None:
+        """Make an empty one; ``trusting`` is whether its receiver is a pickle's."""
         self.stream: bytes = b""
         self.buffers: list[pickle.PickleBuffer] = []
+        self._trusting = trusting
         self._movables: list[Movable] = []
-        # Descriptors: of what is carried, then of the segment if there is one.
+        # Descriptors of what is carried.
         self._copies: list[int] = []
-        self._in_segment = False
+        self._segment: Loan | None = None
+        self._used = 0
 
     def carry(self, thing: Movable) -> int:
         """Take ``thing`` along; return the index by which the receiver can `claim` it."""
@@ -92,8 +111,9 @@ class Parcel:
 
     @property
     def bulky(self) -> bool:
-        """Whether it takes descriptors to send it (without a header)."""
-        return bool(self.buffers or self._copies) or len(self.stream) >= PACKET
+        """Whether it takes descriptors to send it."""
+        inline = self._segment is None and not self.buffers and len(self.stream) <= _MOST_INLINE
+        return bool(self._copies) or not inline
 
     def own(self) -> None:
         """Copy the buffers, so that the caller may change the originals."""
@@ -102,15 +122,21 @@ class Parcel:
     def seal(self, header: bytes = b"") -> tuple[bytes, list[int]]:
         """Return the packet and its descriptors, for `Link.send`. They stay ours, until `close`.
 
-        ``header`` is put before the message, for the receiver to take off.
+        ``header``, of few bytes, is put before the message, for the receiver to take off. Raises OSError,
+        which says what ran out, if there are no descriptors or there is no memory: then
+        nothing has changed, and it can be tried again.
         """
-        if not self._in_segment:
-            if not self.buffers and len(header) + len(self.stream) < PACKET:
-                return header + _INLINE + self.stream, self._copies
-            self._copies.append(_write_segment(self.stream, self.buffers))
-            self._in_segment = True
+        carried = len(self._copies)
+        if self._segment is None:
+            if not self.buffers and len(self.stream) <= _MOST_INLINE:
+                head = _HEAD.pack(_INLINE, carried) if carried else _NOTHING_ELSE
+                return header + head + self.stream, self._copies
+            parts = [memoryview(self.stream), *(buffer.raw() for buffer in self.buffers)]
+            self._segment, self._used = _segment.write(parts, reuse=self._trusting)
             self.stream, self.buffers = b"", []
-        return header + _SEGMENT, self._copies
+        head = header + _SEGMENT_HEAD.pack(_SEGMENT, carried, self._used)
+        padding = min(max(self._used // _PER_PADDING, _LEAST_PADDING), _MOST_PADDING)
+        return head + _PADDING[:padding], [*self._copies, self._segment.fd]
 
     def depart(self, where: str) -> None:
         """What is carried belongs to ``where`` from now on."""
@@ -118,18 +144,28 @@ class Parcel:
             thing._moved(where)
         self._movables.clear()
 
+    def unload(self) -> None:
+        """Let go of all that was packed: the message is about to be packed anew."""
+        self.close()
+        self._movables.clear()
+
     def close(self) -> None:
         """Close our copies of what is carried. The packet, if it was sent, has its own."""
         discard(self._copies)
         self._copies.clear()
+        if self._segment is not None:
+            self._segment.close()
 
 
 def pack(message: object, what: str) -> Parcel:
-    """Pickle ``message``; raises `NotPicklable`, naming ``what``, before anything is sent."""
+    """Pickle ``message``; raises `NotPicklable`, naming ``what``, before anything is sent.
+
+    Raises OSError if descriptors ran out for what it carries.
+    """
     parcel, outer = Parcel(), _packing.parcel
     _packing.parcel = parcel
     try:
-        parcel.stream, parcel.buffers = _pickling.dumps(message, what)
+        parcel.stream, parcel.buffers = _pickling.dumps(message, what, parcel.unload)
     except BaseException:
         parcel.close()
         raise
@@ -146,7 +182,7 @@ def unpack(data: bytes, fds: list[int]) -> Any:
     arrived, outer = list(fds), _packing.arrived
     _packing.arrived = arrived
     try:
-        stream, buffers = _open(data, fds)
+        stream, *buffers = _parts(data, fds)
         return pickle.loads(stream, buffers=buffers)
     finally:
         _packing.arrived = outer
@@ -154,90 +190,34 @@ def unpack(data: bytes, fds: list[int]) -> Any:
 
 
 def unpack_stream(data: bytes, fds: list[int]) -> memoryview:
-    """As `unpack`, for a message that is not a pickle."""
+    """As `unpack`, for a message that is not a pickle, of a peer who is not trusted.
+
+    Nothing that the peer still has can change what is returned.
+    """
     try:
-        stream, _ = _open(data, fds)
+        stream, *buffers = _parts(data, fds, copy=True)
+        if buffers or len(fds) != (data[:1] == _SEGMENT):
+            raise Malformed("a packet has more than its stream, which is all that it may have")
     finally:
         discard(fds)
     return stream
 
 
-def _open(data: bytes, fds: list[int]) -> tuple[memoryview, list[memoryview]]:
-    if data[:1] == _INLINE:
-        return memoryview(data)[1:], []
-    if data[:1] != _SEGMENT:
-        raise Malformed(f"{data[:16]!r} is no packet of a message")
-    if not fds:
+def _parts(data: bytes, fds: list[int], *, copy: bool = False) -> list[memoryview]:
+    """Return the stream and the buffers of a packet, whose descriptors are all there."""
+    if data[:1] == _INLINE and len(data) >= _HEAD.size:
+        _, carried = _HEAD.unpack_from(data)
+        _check_count(len(fds), carried)
+        return [memoryview(data)[_HEAD.size :]]
+    if data[:1] == _SEGMENT and len(data) >= _SEGMENT_HEAD.size:
+        _, carried, used = _SEGMENT_HEAD.unpack_from(data)
+        _check_count(len(fds), carried + 1)
+        return _segment.read(fds[-1], used, copy=copy)
+    raise Malformed(f"{data[:16]!r} is no packet of a message")
+
+
+def _check_count(arrived: int, sent: int) -> None:
+    if arrived < sent:
         raise Malformed(f"a packet came without its descriptors ({_PERHAPS})")
-    return _read_segment(fds[-1])
-
-
-def _layout(lengths: Sequence[int]) -> Iterator[slice]:
-    """Yield where each part of a segment lies."""
-    start = _COUNT.size * (1 + len(lengths))
-    for length in lengths:
-        start = -(-start // _ALIGNED) * _ALIGNED
-        yield slice(start, start + length)
-        start += length
-
-
-def _write_segment(stream: bytes, buffers: Sequence[pickle.PickleBuffer]) -> int:
-    parts = [memoryview(stream), *(buffer.raw() for buffer in buffers)]
-    lengths = [part.nbytes for part in parts]
-    places = list(_layout(lengths))
-    fd = _platform.anonymous_file(max(1, places[-1].stop))
-    try:
-        table = struct.pack(f"={1 + len(lengths)}Q", len(lengths), *lengths)
-        _write_all(fd, memoryview(table), 0)
-        for place, part in zip(places, parts, strict=True):
-            _write_all(fd, part, place.start)
-        _platform.seal(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _write_all(fd: int, part: memoryview, offset: int) -> None:
-    # write(), not a mapping: the kernel fills fresh pages in one go, without a fault for
-    # each. It takes 2 GiB at most in a call.
-    while part:
-        written = os.pwrite(fd, part, offset)
-        part = part[written:]
-        offset += written
-
-
-def _read_segment(fd: int) -> tuple[memoryview, list[memoryview]]:
-    """Map a segment and return its parts, which keep the mapping alive."""
-    size = os.fstat(fd).st_size
-    if size < _COUNT.size:
-        raise Malformed(f"a segment of {size} bytes is too short")
-    if not _platform.is_sound(fd):
-        raise Malformed(f"a segment of {size} bytes has holes, or may lose what it has")
-    whole = _contents(fd, size)
-    (count,) = _COUNT.unpack_from(whole)
-    if not 1 <= count < size // _COUNT.size:
-        raise Malformed(f"a segment of {size} bytes cannot have {count} parts")
-    lengths = struct.unpack_from(f"={count}Q", whole, _COUNT.size)
-    places = list(_layout(lengths))
-    if places[-1].stop > size:
-        raise Malformed(f"a segment of {size} bytes cannot hold {sum(lengths)}")
-    stream, *buffers = [whole[place] for place in places]
-    return stream, buffers
-
-
-#: Bytes from which a segment is mapped. A smaller one is read: that costs the same, and
-#: leaves neither a mapping nor a descriptor behind.
-_MAPPED: Final = 1024 * 1024
-
-
-def _contents(fd: int, size: int) -> memoryview:
-    """Return what is in a segment, to be read and written."""
-    mapped = _platform.private_map(fd, size) if size >= _MAPPED else None
-    if mapped is not None:
-        return memoryview(mapped)
-    whole = memoryview(bytearray(size))
-    done = 0
-    while done < size and (count := os.preadv(fd, [whole[done:]], done)):
-        done += count
-    return whole
+    if arrived > sent:
+        raise Malformed(f"a packet came with {arrived} descriptors instead of {sent}")

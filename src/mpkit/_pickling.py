@@ -12,6 +12,7 @@ the stream: pickle protocol 5 hands them over as they lie in memory.
 from __future__ import annotations
 
 import copyreg
+import errno
 import io
 import pickle
 from multiprocessing.reduction import ForkingPickler
@@ -60,11 +61,14 @@ def _rebuild_view(flat: Any, form: str, shape: tuple[int, ...]) -> memoryview:
     return view if (form, shape) == (view.format, view.shape) else view.cast(form, shape)  # type: ignore[call-overload]
 
 
-def dumps(thing: object, what: str) -> tuple[bytes, list[pickle.PickleBuffer]]:
+def dumps(
+    thing: object, what: str, start_anew: Callable[[], object] = lambda: None
+) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """Return the pickle stream of ``thing`` and the large buffers that belong to it.
 
-    ``what`` names it in the error. Raises `NotPicklable`, with the original error as
-    its cause.
+    ``what`` names it in the error. ``start_anew`` is called before the second pickler
+    is tried. Raises `NotPicklable`, with the original error as its cause, and OSError if
+    the system has run out of descriptors: that says nothing of ``thing``.
     """
     buffers: list[pickle.PickleBuffer] = []
 
@@ -81,8 +85,14 @@ def dumps(thing: object, what: str) -> tuple[bytes, list[pickle.PickleBuffer]]:
         pickler.dump(thing)
     except MpkitError:  # says what is wrong better than a pickler could
         raise
+    except OSError as error:  # of which another pickler knows no more
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            error.add_note(f"(raised while {what} was pickled)")
+            raise
+        raise NotPicklable(what, _sentence(error)) from error
     except Exception as error:  # noqa: BLE001  pickling is user code
         buffers.clear()
+        start_anew()
         stream = _cloudpickled(thing, keep_in_band, error, what)
     else:
         stream = file.getvalue()
