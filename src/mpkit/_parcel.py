@@ -1,9 +1,8 @@
 """Messages: a pickle stream, the large buffers beside it, and what moves along.
 
-A small message is one packet of a `Link`. Whatever is larger (the stream itself, or
-buffers beside it) is written to a segment of memory (see `_segment`) whose descriptor
-rides on the packet. The receiver's objects lie in that memory: they are not copied
-again, and may be written to.
+A small message is one packet of a `Link`, with its buffers. A larger one is written to
+a segment of memory (see `_segment`) whose descriptor rides on the packet. The receiver's
+objects lie in that memory: they are not copied again, and may be written to.
 
 A `Parcel` is a message on its way. What it carries (the ends of channels) changes its
 owner when the parcel was sent, and not before.
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mpkit import _pickling, _segment
 from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed, discard
+from mpkit._pickling import OUT_OF_BAND
 
 if TYPE_CHECKING:
     from mpkit._segment import Loan
@@ -64,12 +64,14 @@ _PERHAPS: Final = "has this process too many open files?"
 
 
 #: A packet begins with its kind, and with how many descriptors of what it carries there
-#: are. In a segment's there follows how many of its bytes are used, and padding.
-_INLINE: Final = b"\x00"
-_SEGMENT: Final = b"\x01"
+#: are. Then follow: the stream; or a segment's contents; or how many bytes of the segment
+#: beside it are used, and padding.
+_STREAM: Final = b"\x00"
+_PARTS: Final = b"\x01"
+_SEGMENT: Final = b"\x02"
 _HEAD = struct.Struct("=cB")
 _SEGMENT_HEAD = struct.Struct("=cBQ")
-_NOTHING_ELSE: Final = _HEAD.pack(_INLINE, 0)
+_NOTHING_ELSE: Final = _HEAD.pack(_STREAM, 0)
 
 #: Bytes of a packet that are left to those who put something before a message, or around
 #: it (the pool needs 36).
@@ -112,8 +114,7 @@ class Parcel:
     @property
     def bulky(self) -> bool:
         """Whether it takes descriptors to send it."""
-        inline = self._segment is None and not self.buffers and len(self.stream) <= _MOST_INLINE
-        return bool(self._copies) or not inline
+        return bool(self._copies) or self._segment is not None or not self._fits()
 
     def own(self) -> None:
         """Copy the buffers, so that the caller may change the originals."""
@@ -127,16 +128,28 @@ class Parcel:
         nothing has changed, and it can be tried again.
         """
         carried = len(self._copies)
+        if self._segment is None and self._fits():
+            if self.buffers:
+                joined = _segment.join(self._parts())
+                return header + _HEAD.pack(_PARTS, carried) + joined, self._copies
+            head = _HEAD.pack(_STREAM, carried) if carried else _NOTHING_ELSE
+            return header + head + self.stream, self._copies
         if self._segment is None:
-            if not self.buffers and len(self.stream) <= _MOST_INLINE:
-                head = _HEAD.pack(_INLINE, carried) if carried else _NOTHING_ELSE
-                return header + head + self.stream, self._copies
-            parts = [memoryview(self.stream), *(buffer.raw() for buffer in self.buffers)]
-            self._segment, self._used = _segment.write(parts, reuse=self._trusting)
+            self._segment, self._used = _segment.write(self._parts(), reuse=self._trusting)
             self.stream, self.buffers = b"", []
         head = header + _SEGMENT_HEAD.pack(_SEGMENT, carried, self._used)
         padding = min(max(self._used // _PER_PADDING, _LEAST_PADDING), _MOST_PADDING)
         return head + _PADDING[:padding], [*self._copies, self._segment.fd]
+
+    def _fits(self) -> bool:
+        """Tell whether the message fits into its packet."""
+        if not self.buffers:
+            return len(self.stream) <= _MOST_INLINE
+        most = (len(self.buffers) + 1) * OUT_OF_BAND  # saves the work for most that do not fit
+        return most <= 2 * _MOST_INLINE and _segment.length(self._parts()) <= _MOST_INLINE
+
+    def _parts(self) -> list[memoryview]:
+        return [memoryview(self.stream), *(buffer.raw() for buffer in self.buffers)]
 
     def depart(self, where: str) -> None:
         """What is carried belongs to ``where`` from now on."""
@@ -182,7 +195,7 @@ def unpack(data: bytes, fds: list[int]) -> Any:
     arrived, outer = list(fds), _packing.arrived
     _packing.arrived = arrived
     try:
-        stream, *buffers = _parts(data, fds)
+        stream, *buffers = _open(data, fds)
         return pickle.loads(stream, buffers=buffers)
     finally:
         _packing.arrived = outer
@@ -195,7 +208,7 @@ def unpack_stream(data: bytes, fds: list[int]) -> memoryview:
     Nothing that the peer still has can change what is returned.
     """
     try:
-        stream, *buffers = _parts(data, fds, copy=True)
+        stream, *buffers = _open(data, fds, copy=True)
         if buffers or len(fds) != (data[:1] == _SEGMENT):
             raise Malformed("a packet has more than its stream, which is all that it may have")
     finally:
@@ -203,12 +216,14 @@ def unpack_stream(data: bytes, fds: list[int]) -> memoryview:
     return stream
 
 
-def _parts(data: bytes, fds: list[int], *, copy: bool = False) -> list[memoryview]:
+def _open(data: bytes, fds: list[int], *, copy: bool = False) -> list[memoryview]:
     """Return the stream and the buffers of a packet, whose descriptors are all there."""
-    if data[:1] == _INLINE and len(data) >= _HEAD.size:
-        _, carried = _HEAD.unpack_from(data)
+    rest = memoryview(data)[_HEAD.size :]
+    if data[:1] in (_STREAM, _PARTS) and len(data) >= _HEAD.size:
+        kind, carried = _HEAD.unpack_from(data)
         _check_count(len(fds), carried)
-        return [memoryview(data)[_HEAD.size :]]
+        # What is built from parts may be written to, and lies at the start of memory.
+        return [rest] if kind == _STREAM else _segment.split(memoryview(bytearray(rest)))
     if data[:1] == _SEGMENT and len(data) >= _SEGMENT_HEAD.size:
         _, carried, used = _SEGMENT_HEAD.unpack_from(data)
         _check_count(len(fds), carried + 1)

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     BufferCallback = Callable[[pickle.PickleBuffer], Any]
 
-#: Bytes from which a buffer travels beside the pickle stream instead of in it. Below,
-#: the copy costs less than the system calls (arbitrary within 8 to 64 KiB).
+#: Bytes from which a buffer travels beside the pickle stream instead of in it. That saves
+#: two copies, and costs about 10 µs. Measured by ``python -m benchmarks --thresholds``: with a
+#: hundred arrays in a message, of 8 KB each both take the same time, and of 16 KB and more
+#: those in the stream take two to five times as long.
 OUT_OF_BAND = 16 * 1024
 
 

@@ -248,7 +248,7 @@ def inline(stream: bytes, carried: int = 0) -> bytes:
 
 def beside(used: int, carried: int = 0) -> bytes:
     """Return the packet of a segment with so many bytes in use."""
-    return struct.pack("=cBQ", b"\1", carried, used) + bytes(100)
+    return struct.pack("=cBQ", b"\2", carried, used) + bytes(100)
 
 
 SEGMENTS = {
@@ -274,6 +274,23 @@ def test_a_malformed_segment_is_named_so(read: Callable[..., Any], kind: str) ->
     assert closed(fd)
 
 
+@pytest.mark.parametrize("kind", SEGMENTS)
+@pytest.mark.parametrize("read", [unpack, unpack_stream])
+def test_malformed_parts_in_a_packet_are_named_so(read: Callable[..., Any], kind: str) -> None:
+    with pytest.raises(Malformed, match="a segment of"):
+        read(b"\1\0" + SEGMENTS[kind], [])
+
+
+def test_buffers_that_fit_into_the_packet_need_no_descriptor() -> None:
+    arrays = [np.arange(3000.0), np.arange(3001.0)]
+    data, fds = sent(arrays)
+    assert not fds
+    arrived = unpack(data, fds)
+    arrived[0][...] = 1.0
+    assert arrived[0].flags.aligned
+    assert np.array_equal(arrived[1], arrays[1])
+
+
 @pytest.mark.parametrize("read", [unpack, unpack_stream])
 def test_a_segment_with_more_in_use_than_it_has_is_malformed(read: Callable[..., Any]) -> None:
     fd = segment(struct.pack("=QQ", 1, 100) + bytes(200))
@@ -282,7 +299,7 @@ def test_a_segment_with_more_in_use_than_it_has_is_malformed(read: Callable[...,
     assert closed(fd)
 
 
-@pytest.mark.parametrize("data", [b"", b"\0", b"\x02", b"GET / HTTP/1.0", b"\x01", b"\x01\0abc"])
+@pytest.mark.parametrize("data", [b"", b"\0", b"\x03", b"GET / HTTP/1.0", b"\x01", b"\x02\0abc"])
 @pytest.mark.parametrize("read", [unpack, unpack_stream])
 def test_an_unknown_packet_is_malformed(read: Callable[..., Any], data: bytes) -> None:
     with pytest.raises(Malformed, match="is no packet"):
