@@ -146,3 +146,32 @@ def test_what_is_held_never_changes_on_either_side(spawn: Spawn) -> None:
     here.close()
     finish(process)
     assert not active_children()
+
+
+def available() -> int:
+    """Return how many bytes of memory this machine has to give (Linux)."""
+    with open("/proc/meminfo") as file:
+        (line,) = [line for line in file if line.startswith("MemAvailable")]
+    return int(line.split()[1]) * 1024
+
+
+def test_a_message_may_have_more_than_4_gib() -> None:
+    """More than one call of write() takes, and than 32 bits can count."""
+    if available() < 12 * 2**30:
+        pytest.skip("it takes 12 GiB of memory")
+    size = 2**32 + 17
+    stamps = [0, 1, 2**31 - 4097, 2**31 - 1, 2**31, 2**32 - 1, 2**32, size - 1]
+    array = np.zeros(size, "u1")  # what is never written takes no memory here
+    array[stamps] = range(1, 1 + len(stamps))
+    here, there = channel()
+    with here, there:
+        here.send(["before", array, "after"])
+        assert not kept()  # it is beyond the bound
+        before, arrived, after = there.recv()
+    assert (before, after) == ("before", "after")
+    assert arrived.shape == array.shape
+    step = 2**26
+    for start in range(0, size, step):
+        assert np.array_equal(arrived[start : start + step], array[start : start + step])
+    arrived[size - 1] = 0  # in this process alone
+    assert array[size - 1] == len(stamps)
