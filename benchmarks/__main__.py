@@ -1,4 +1,5 @@
-"""Run the benchmarks: ``python -m benchmarks [--quick] [--rounds N] [--json FILE]``.
+"""Run the benchmarks: ``python -m benchmarks [--quick] [--rounds N] [--json FILE]``,
+or ``--curve PICTURE``, or ``--thresholds``.
 
 Each library runs each case in a process of its own, and the libraries take turns within
 a round, so that a slow moment of the machine hits all alike. The table has medians, the
