@@ -1,10 +1,12 @@
-"""Run the benchmarks: ``python -m benchmarks [--quick] [--rounds N] [--json FILE]``,
-or ``--curve PICTURE``, or ``--thresholds``.
+"""Run the benchmarks: ``python -m benchmarks [--quick] [--rounds N] [--json FILE]``.
 
 Each library runs each case in a process of its own, and the libraries take turns within
 a round, so that a slow moment of the machine hits all alike. The table has medians, the
 spread (lowest to highest), and the ratio of mpkit to the best peer: below 1.00x mpkit is
 faster. Only ratios of one run mean anything.
+
+``--curve PICTURE`` draws what a channel carries over the size of a message instead, and
+``--thresholds`` prints what mpkit's own limits of size were chosen by.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import os
 import pickle
 import struct
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mpkit import _pickling, _segment
@@ -118,6 +119,20 @@ class Parcel:
 
     def own(self) -> None:
         """Copy the buffers, so that the caller may change the originals."""
+        if (
+            self.buffers
+            and self._segment is None
+            and not self._fits()
+            and len(_early) < _MOST_EARLY
+        ):
+            # To where they have to go anyway, unless many wait to be sent: each has a
+            # descriptor. (Threads may exceed the bound by one each.)
+            try:
+                self.seal()
+                _early.add(self)
+            except OSError as error:
+                if error.errno not in _segment.SCARCE:  # it is a signal handler's
+                    raise
         self.buffers = [pickle.PickleBuffer(bytes(buffer.raw())) for buffer in self.buffers]
 
     def seal(self, header: bytes = b"") -> tuple[bytes, list[int]]:
@@ -168,6 +183,13 @@ class Parcel:
         self._copies.clear()
         if self._segment is not None:
             self._segment.close()
+            _early.discard(self)
+
+
+#: The parcels that have a segment before they are sent, by `own`.
+_early: weakref.WeakSet[Parcel] = weakref.WeakSet()
+#: Half of what is kept, so that the other half is there for what is sent at once.
+_MOST_EARLY: Final = _segment.MOST_KEPT // 2
 
 
 def pack(message: object, what: str) -> Parcel:

@@ -286,7 +286,7 @@ def write(parts: Sequence[memoryview], *, reuse: bool = True) -> tuple[Loan, int
     try:
         return _filled(used, placed, reuse=reuse), used
     except OSError as error:
-        if error.errno not in _SCARCE:
+        if error.errno not in SCARCE:
             raise
         if not clear():
             raise _explained(error, used) from error
@@ -323,7 +323,7 @@ def _filled(used: int, placed: Sequence[tuple[memoryview, slice]], *, reuse: boo
 
 
 #: What the system says where something ran out.
-_SCARCE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
+SCARCE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
 
 
 def _explained(error: OSError, size: int) -> OSError:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_strategies
 
-from mpkit import _parcel, _platform
+from mpkit import _parcel, _platform, _segment
 from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed
 from mpkit._parcel import pack, unpack, unpack_stream
 from mpkit._pickling import OUT_OF_BAND
@@ -208,6 +208,23 @@ def test_own_keeps_what_was_packed() -> None:
         arrived, raw = unpack(data, [os.dup(fd) for fd in fds])
     assert np.array_equal(arrived, before)
     assert bytes(raw) == memory
+
+
+def test_own_takes_a_bounded_number_of_descriptors() -> None:
+    """And none of them is lost."""
+    before = len(os.listdir("/dev/fd"))
+    arrays = [np.full(20_000, number) for number in range(100)]
+    with contextlib.ExitStack() as stack:
+        parcels = [stack.enter_context(contextlib.closing(pack(it, "it"))) for it in arrays]
+        for parcel, array in zip(parcels, arrays, strict=True):
+            parcel.own()
+            array[...] = -1
+        assert len(os.listdir("/dev/fd")) - before <= 3 * _segment.MOST_KEPT
+        for number, parcel in enumerate(parcels):
+            data, fds = parcel.seal()
+            assert (unpack(data, [os.dup(fd) for fd in fds]) == number).all()
+    _segment.clear()
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_unpickling_errors_are_the_users_and_leak_nothing() -> None:
