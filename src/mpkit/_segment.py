@@ -381,8 +381,8 @@ def split(whole: memoryview) -> list[memoryview]:
 
 #: Bytes from which a segment is mapped. A smaller one is read: that leaves neither a mapping
 #: nor a descriptor behind, and the segment is free at once. Measured by
-#: ``python -m benchmarks --thresholds``: below half a MB to read is faster, at 1 MB it is
-#: the same, and at 4 MB to map takes half the time.
+#: ``python -m benchmarks --thresholds``: up to half a MB to read is faster, at 1 MB both
+#: take the same time, and at 16 MB to map takes half of it.
 MAPPED: Final = 1024 * 1024
 
 

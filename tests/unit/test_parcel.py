@@ -9,6 +9,7 @@ import pickle
 import resource
 import socket
 import struct
+import tempfile
 from array import array
 from typing import TYPE_CHECKING, Any
 
@@ -418,6 +419,34 @@ def test_millions_of_empty_parts_cost_nothing() -> None:
     with pytest.raises(Malformed, match="cannot have 4000000 parts"):
         unpack(beside(33_000_008), [fd])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+class TestAFileInsteadOfMemory:
+    @pytest.fixture(autouse=True)
+    def _portable(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(_platform, "HAS_MEMFD", False)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    @pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="each file has a name at first")
+    def test_it_never_has_a_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who is killed at any moment leaves nothing."""
+        monkeypatch.setattr(tempfile, "mkstemp", None)
+        self.check()
+
+    def test_its_name_is_gone_at_once_where_it_needs_one(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+        self.check()
+        assert not list(tmp_path.iterdir())
+
+    def check(self) -> None:
+        for size in (100_000, 3_000_000):
+            array = np.arange(size)
+            data, fds = sent(array)
+            assert os.fstat(fds[0]).st_nlink == 0
+            assert np.array_equal(unpack(data, fds), array)
+        assert not _segment._kept.sizes()
 
 
 @pytest.mark.parametrize("size", range(PACKET - 200, PACKET + 10, 7))
