@@ -13,7 +13,7 @@ from benchmarks.primitives import pour
 #: 1 B to 1 GB.
 SIZES = [10**power for power in range(10)] + [3 * 10**power for power in range(9)]
 #: What is sent in a measurement, and the most and least messages for that.
-BYTES, MOST, LEAST = 300_000_000, 3000, 1
+BYTES, MOST, LEAST = 1_000_000_000, 3000, 1
 
 
 def curve(path: str, rounds: int) -> None:

@@ -373,6 +373,14 @@ def exit_reason(exitcode: int | None) -> str:
     return f"was killed by {name}"
 
 
+def memory() -> int:
+    """Return how many bytes of memory the machine has; 0 if that is not known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -38,9 +38,7 @@ MOST_KEPT: Final = 16
 #: How many bytes they have together: half a GiB, and not more than a 16th of the memory.
 #: Messages of 100 MB make full use of five: what a socket takes (see `_parcel`), and
 #: the one at work on either side.
-MOST_BYTES: Final = min(
-    512 * 1024 * 1024, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16
-)
+MOST_BYTES: Final = min(512 * 1024 * 1024, _platform.memory() // 16)
 
 #: A segment is not used for a message of less than half its size, since to keep that
 #: message would take all of it; unless the segment is so small that it does not matter.
