@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -60,6 +62,11 @@ def asleep(pid: int) -> bool:
     return all(state == "S" for state in states)
 
 
+def stopped(pid: int) -> bool:
+    """Tell whether all threads of a process are stopped (Linux)."""
+    return all(_stat(f"/proc/{pid}/task/{thread}/stat")[0] == "T" for thread in _threads(pid))
+
+
 def wake_ups(pid: int) -> int:
     """Return how often the threads of a process have gone to sleep."""
     count = 0
@@ -77,6 +84,22 @@ def exists(pid: int) -> bool:
         return False
     # PF_EXITING: the kernel sets it before it takes the process's locks away.
     return state not in "ZX" and not int(flags) & 0x4
+
+
+def reset_peak() -> None:
+    """Have `peak` forget what was before (Linux)."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def peak() -> int:
+    """Return the most bytes of memory that this process had, since `reset_peak`."""
+    try:
+        with open("/proc/self/status") as file:
+            found = next(line for line in file if line.startswith("VmHWM:"))
+        return int(found.split()[1]) * 1024
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def in_line(semaphore: Semaphore) -> int:

@@ -9,7 +9,8 @@ a few processes, and `wait` waits for any of them.
 # The map of the house. Each line imports only from lines above it:
 #
 #   _errors      every exception           _platform   what differs by system or version
-#   _fork        what a fork lets go of    _runtime    the folder in which processes meet
+#   _reach       what arguments refer to   _fork       what a fork lets go of
+#   _runtime     the folder in which processes meet
 #   _presence    that a process is there   _wait       the one way to block
 #   _signal      Signal                    _bells      to wake one of another process
 #   _slotfile    the file of a semaphore   _queue      those who wait for it
@@ -17,13 +18,13 @@ a few processes, and `wait` waits for any of them.
 #   _waiter      who wakes whom
 #   _semaphore, _limit                     Semaphore and limit
 #   _listing     for `python -m mpkit limits`, in __main__
-#   _pickling    objects to bytes          _link       packets over one socket
-#   _segment     memory beside a message   _parcel     messages, big buffers
-#   _codec       pickle or msgspec
+#   _pickling    objects to bytes          _frames     packets over a stream
+#   _link        packets over one socket   _segment    memory beside a message
+#   _parcel      messages, big buffers     _codec      pickle or msgspec
 #   _closing     what is closed at exit    _end        messages and goodbyes
-#   _channel     Channel
+#   _port        an end in its process     _channel    Channel
 #   _outcome     how a call's end travels  _lifeline   children leave with us
-#   _process     start and Job
+#   _child       a process of ours         _process    start and Job
 #   _pool/       TaskPool: schedule (pure), wire, worker, engine, and the facade
 
 import sys as _sys

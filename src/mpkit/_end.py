@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _platform
 from mpkit._errors import BrokenChannel, EndOfChannel, PeerDied
-from mpkit._link import Link, LinkDown, Malformed, discard
+from mpkit._link import Link, LinkDown, Malformed, Packet, discard
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
+    import weakref
+
     from mpkit._codec import Codec
     from mpkit._parcel import Parcel
 
@@ -44,8 +46,10 @@ class End:
         peer_pid: int | None = None,
         ended: EndOfChannel | None = None,
         send_closed: bool = False,
+        kept: tuple[list[bytes], bytes] = ([], b""),
     ) -> None:
         self.link = link
+        link.keep(*kept)
         self.codec = codec
         self.label = label
         #: The process that sent last; None before anything came.
@@ -53,28 +57,30 @@ class End:
         #: Why nothing more will be received.
         self.ended: EndOfChannel | None = ended
         self.send_closed: bool = send_closed
+        #: The multiprocessing.Process (or its Popen) to which this one gave the other end.
+        self.peer: weakref.ref[Any] | None = None
 
     def facts(self) -> tuple[Any, ...]:
         """Return what makes the same end over another link: what moves besides that."""
-        return self.codec, self.label, self.peer_pid, self.ended, self.send_closed
+        kept = self.link.kept()
+        return self.codec, self.label, self.peer_pid, self.ended, self.send_closed, kept
 
     def pack(self, message: object) -> Parcel:
         """Pack a message; raises before anything is sent."""
         return self.codec.pack(message, self.label)
 
-    def send(self, parcel: Parcel, deadline: Deadline | None) -> bool:
+    def send(self, parcel: Parcel, deadline: Deadline | None, receipt: list[int]) -> bool:
         """Send a packed message; False if the deadline passed and nothing was sent.
 
-        Raises BrokenChannel if nobody can receive it.
+        The ``receipt`` is as for `Link.send`. Raises BrokenChannel if nobody can receive it.
         """
+        data, fds = parcel.seal(_HEADER.pack(_MESSAGE, os.getpid()))
         try:
-            data, fds = parcel.seal(_HEADER.pack(_MESSAGE, os.getpid()))
-            return self.link.send(data, fds, deadline)
+            return self.link.send(data, fds, deadline, receipt)
         except LinkDown:
-            why = "the other end was closed, or its process died"
-        except OSError as error:
-            why = f"the message could not be sent ({error})"
-        raise BrokenChannel(self.label, why)
+            raise BrokenChannel(
+                self.label, "the other end was closed, or its process died"
+            ) from None
 
     def say_goodbye(self) -> None:
         """Say that no more will be sent. Never blocks; if nobody listens, so be it."""
@@ -89,8 +95,8 @@ class End:
                 self.link.enlarge()
                 self.link.send(data, [], Deadline(0))
 
-    def receive(self, deadline: Deadline | None) -> tuple[bytes, list[int]] | None:
-        """Return the next message's packet, for `unpack`; None if the deadline passed.
+    def fill(self, deadline: Deadline | None) -> bool:
+        """Have a message first in the link's inbox; False if the deadline passed.
 
         Raises the end: EndOfChannel after a goodbye, PeerDied without one. Raises
         BrokenChannel for what is not a packet of a channel.
@@ -98,36 +104,52 @@ class End:
         if self.ended is not None:
             raise copy.copy(self.ended)  # one with a traceback would keep all its frames alive
         try:
-            packet = self.link.receive(deadline)
-        except (LinkDown, OSError):
-            self.ended = PeerDied(self.label, self.peer_pid, _how_it_died(self.peer_pid))
+            if not self.link.fill(deadline):
+                return False
+        except LinkDown:
+            self.ended = PeerDied(self.label, *self._who_died())
             raise copy.copy(self.ended) from None
         except Malformed as error:
             raise BrokenChannel(self.label, str(error)) from None
-        if packet is None:
-            return None
-        data, fds = packet
-        if len(data) < _HEADER.size or data[:1] not in (_MESSAGE, _GOODBYE):
+        data, fds = self.link.inbox[0]
+        kind = data[:1]
+        if (
+            len(data) < _HEADER.size
+            or kind not in (_MESSAGE, _GOODBYE)
+            or (kind == _GOODBYE and fds)
+        ):
+            self.link.receive()
             discard(fds)
             raise BrokenChannel(self.label, f"{data[:16]!r} is not a message")
-        kind, self.peer_pid = _HEADER.unpack_from(data)
+        _, self.peer_pid = _HEADER.unpack_from(data)
         if kind == _GOODBYE:
-            discard(fds)
             self.ended = EndOfChannel(self.label)
+            del self.link.inbox[0]  # no sooner: a signal handler may raise in between
             raise copy.copy(self.ended)
-        return packet
+        return True
 
-    def unpack(self, data: bytes, fds: list[int]) -> Any:
+    def unpack(self, packet: Packet) -> Any:
         """Return the message of a packet. Raises whatever unpickling it raises."""
+        data, fds = packet
         try:
             return self.codec.unpack(data[_HEADER.size :], fds, self.label)
         except Malformed as error:
             raise BrokenChannel(self.label, str(error)) from None
 
+    def discard(self, packet: Packet) -> None:
+        """Close what came with a packet that nobody wants."""
+        discard(packet[1])
 
-def _how_it_died(pid: int | None) -> str | None:
-    """Say how a child of ours ended, if it was one and nobody has asked before."""
-    if pid is None or pid == os.getpid():
-        return None
-    exitcode = _platform.exitcode_of_child(pid, OBITUARY)
-    return None if exitcode is None else _platform.exit_reason(exitcode)
+    def _who_died(self) -> tuple[int | None, str | None]:
+        """Return the pid of the process at the other end, and how it died, if known."""
+        peer = self.peer and self.peer()
+        pid = self.peer_pid or _platform.pid_of(peer)
+        if pid is None or pid == os.getpid():
+            return pid, None
+        if _platform.lives(pid):
+            # Who sent last has passed the end on: it was another one that died.
+            return None, None
+        exitcode = _platform.exitcode_of_child(pid, OBITUARY)
+        if exitcode is None and _platform.pid_of(peer) == pid:
+            exitcode = _platform.known_exitcode(peer)  # it was waited for already
+        return pid, None if exitcode is None else _platform.exit_reason(exitcode)

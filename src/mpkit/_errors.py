@@ -246,22 +246,32 @@ class TaskExit(MpkitError):
 class RemoteError(MpkitError):
     """Stands for an exception that could not travel, and has its parts as text.
 
-    They are ``type_name``, ``message`` and ``traceback``; ``why`` tells what hindered it.
+    They are ``type_name``, ``message``, ``traceback`` and ``repr`` (shortened, if it is
+    long); ``why`` tells what hindered it. Notes, cause and context are those of the
+    exception for which it stands.
     """
 
-    def __init__(self, type_name: str, message: str, traceback: str, why: str) -> None:
-        super().__init__(type_name, message, traceback, why)
+    def __init__(
+        self, type_name: str, message: str, traceback: str, why: str, repr: str = ""
+    ) -> None:
+        super().__init__(type_name, message, traceback, why, repr)
         self.type_name = type_name
         self.message = message
         self.traceback = traceback
         self.why = why
+        self.repr = repr
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.message} ({self.why})"
 
 
 class RemoteTraceback(MpkitError):
-    """The traceback in the other process, as the ``__cause__`` of what it raised."""
+    """The traceback in the other process, as text: of what it raised, and of all causes.
+
+    It is the last ``__cause__`` of what was raised: of the exception itself if that has no
+    cause, else of its first cause. So a traceback that is printed here begins with it, and
+    the causes of an exception are where they were in its own process.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -272,15 +282,21 @@ class RemoteTraceback(MpkitError):
 
 
 class NotPicklable(MpkitError, pickle.PicklingError):
-    """An argument, a function, a message or a result cannot travel to another process."""
+    """An argument, a function, a message or a result cannot travel to another process.
 
-    def __init__(self, what: str, why: str) -> None:
-        super().__init__(what, why)
+    ``repr`` shows it, shortened if that is long, where it was made in another process: a
+    result. Elsewhere it is empty.
+    """
+
+    def __init__(self, what: str, why: str, repr: str = "") -> None:
+        super().__init__(what, why, repr)
         self.what = what
         self.why = why
+        self.repr = repr
 
     def __str__(self) -> str:
-        return f"{self.what} cannot be pickled: {self.why}"
+        it = f"; it is {self.repr}" if self.repr else ""
+        return f"{self.what} cannot be pickled: {self.why}{it}"
 
 
 class ResultTimeout(MpkitError, multiprocessing.TimeoutError, TimeoutError):

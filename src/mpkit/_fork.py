@@ -10,17 +10,19 @@ child can be born in between. Nothing is registered before the first use.
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 import weakref
-from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mpkit import _platform
+from mpkit._reach import Bearer as Bearer
+from mpkit._reach import reached_from
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Iterable
+
+T = TypeVar("T")
 
 guard = threading.RLock()
 
@@ -28,6 +30,7 @@ _known: weakref.WeakSet[Inherited] = weakref.WeakSet()
 _installed = False
 #: While a `multiprocessing.Process` is being forked: the ids of what its arguments hold.
 _travelling: set[int] = set()
+_process: Any = None
 
 
 class Inherited(Protocol):
@@ -43,12 +46,73 @@ class Inherited(Protocol):
         """Close what the child must not have; start from nothing."""
 
 
-class Bearer:
-    """Something with parts that travel with it to a forked process."""
+class Descriptors(list[int]):
+    """Descriptors that are held for a moment, of which no forked child keeps a copy.
 
-    def _carried(self) -> list[object]:
-        """Return these parts."""
-        raise NotImplementedError
+    As a channel's end is on its way out of this process or into it: its copy in a child
+    would hide the death of whoever gets it. One that was given away is -1 in the list.
+    It closes what is left when it is garbage.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    def keep(self, fds: Iterable[int]) -> None:
+        """Own ``fds`` from now on. They were made since the caller took `guard`."""
+        self.extend(fds)
+        know(self)
+
+    def keep_copy(self, fd: int) -> int:
+        """Return a copy of ``fd``, owned from now on."""
+        with guard:
+            copy = os.dup(fd)
+            self.keep([copy])
+        return copy
+
+    def give(self, index: int, take: Callable[[int], T]) -> T:
+        """Hand one over to ``take``, which owns it unless it raises; return what it returns."""
+        with guard:
+            taken = take(self[index])
+            self[index] = -1
+        return taken
+
+    def close(self) -> None:
+        """Close those that were not given away, and forget all. More than once is fine."""
+        if self:
+            with guard:  # a child that is forked between the two would keep its copies
+                self._close()
+
+    def _close(self) -> None:
+        # Forgotten first: what is closed twice may be somebody else's the second time.
+        while self:
+            fd = self.pop()
+            if fd >= 0:
+                os.close(fd)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+    def __del__(self) -> None:
+        # Without the guard: this runs anywhere, and whoever has it may wait for what we hold.
+        self._close()
+
+    def _before_fork(self) -> None:
+        """Nothing to decide: none of these travels."""
+
+    def _after_fork_in_parent(self) -> None:
+        """Nothing to let go of."""
+
+    def _after_fork_in_child(self) -> None:
+        self.close()
+
+
+def owned(fds: list[int]) -> Descriptors:
+    """Return ``fds`` as `Descriptors`, which own them; as they are if they are that already."""
+    if isinstance(fds, Descriptors):
+        return fds
+    with guard:
+        descriptors = Descriptors()
+        descriptors.keep(fds)
+    return descriptors
 
 
 def know(thing: Inherited) -> None:
@@ -67,12 +131,23 @@ def travels(thing: object) -> bool:
     return id(thing) in _travelling
 
 
+def stay(*things: object) -> None:
+    """Have ``things`` not travel, whatever the arguments of the new process are."""
+    _travelling.difference_update(id(thing) for thing in things)
+
+
+def traveller() -> Any:
+    """Return, inside a handler, the `multiprocessing.Process` that is forked; or None."""
+    return _process
+
+
 def _before() -> None:
+    global _process
     guard.acquire()
     _travelling.clear()
-    process = _platform.process_being_forked()
+    _process = process = _platform.process_being_forked()
     if process is not None:
-        _travelling.update(_contents(vars(process)))
+        _travelling.update(reached_from(vars(process)))
     for thing in list(_known):
         thing._before_fork()
 
@@ -82,7 +157,7 @@ def _after_in_parent() -> None:
         for thing in list(_known):
             thing._after_fork_in_parent()
     finally:
-        guard.release()
+        _done()
 
 
 def _after_in_child() -> None:
@@ -90,34 +165,10 @@ def _after_in_child() -> None:
         for thing in list(_known):
             thing._after_fork_in_child()
     finally:
-        guard.release()
+        _done()
 
 
-#: Longer containers are not looked into: a fork must not take seconds to find a channel.
-_LONGEST = 1000
-
-
-def _contents(root: Any) -> set[int]:
-    """Return the ids of what is in ``root``, in its containers, and in theirs."""
-    found: set[int] = set()
-    left: deque[Any] = deque([root])
-    while left:
-        thing = left.pop()
-        if id(thing) in found:
-            continue
-        found.add(id(thing))
-        left.extend(_inside(thing))
-    return found
-
-
-def _inside(thing: Any) -> Iterable[Any]:
-    if isinstance(thing, Bearer):
-        return thing._carried()
-    if isinstance(thing, functools.partial):
-        return cast("tuple[Any, ...]", (thing.args, thing.keywords))
-    if isinstance(thing, dict):
-        thing = thing.values()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    elif not isinstance(thing, (tuple, list, set, frozenset, deque)):
-        return ()
-    container = cast("Collection[Any]", thing)
-    return container if len(container) <= _LONGEST else ()
+def _done() -> None:
+    global _process
+    _process = None
+    guard.release()

@@ -89,7 +89,9 @@ def own() -> Lifeline:
 
 
 def _arrive(copy: Any) -> Lifeline:
-    return Lifeline(copy.detach(), None)
+    reader = copy.detach()
+    os.set_inheritable(reader, False)  # it is while a spawned process begins
+    return Lifeline(reader, None)
 
 
 def _die() -> None:

@@ -1,21 +1,25 @@
 """What a call in another process came to, and how that travels back.
 
 Used by `Job` and by the pool's workers. A result is packed as it is. An exception is
-packed together with its traceback as text, and it is rebuilt once before it leaves, in
-the process that raised it: one that cannot be rebuilt is replaced there by a
-`RemoteError` that says why, instead of breaking whoever reads it.
+packed together with its traceback as text, and with all that hangs on it: the members
+of a group, causes and contexts, each in a stream of its own. Each is rebuilt once
+before it leaves, in the process that raised it: one that cannot be rebuilt is replaced
+there by a `RemoteError` that says why, instead of breaking whoever reads it.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
+import traceback
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mpkit import _parcel, _pickling
 from mpkit._errors import NotPicklable, RemoteError, RemoteTraceback, TaskExit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+    from types import TracebackType
 
     from mpkit._parcel import Parcel
 
@@ -29,60 +33,43 @@ def pack_result(what: str, fn: Callable[..., object], value: object) -> tuple[by
     try:
         return DONE, _parcel.pack(value, "the result")
     except NotPicklable as error:
-        named = NotPicklable(f"the result of {what} ({describe(fn)})", error.why)
+        named = NotPicklable(
+            f"the result of {what} ({describe(fn)})", error.why, _pickling.shown(value)
+        )
         named.__cause__ = error.__cause__
         return FAILED, pack_error(what, named)
     except BaseException as error:  # noqa: BLE001  pickling is user code
         return FAILED, pack_error(what, error)
 
 
-class Raised(NamedTuple):
-    """An exception in parts that always travel."""
-
-    type_name: str
-    message: str
-    text: str
-    stream: bytes
-    why: str
-
-    @staticmethod
-    def of(what: str, error: BaseException, *, skip_frames: int = 0) -> Raised:
-        """Take ``error`` apart, in the process that raised it."""
-        import traceback  # noqa: PLC0415  most programs never get here
-
-        trace = error.__traceback__
-        for _ in range(skip_frames):  # ours, which say nothing about the failure
-            trace = trace.tb_next if trace else None
-        text = "".join(traceback.format_exception(type(error), error, trace))
-        try:
-            stream, why = _rebuildable(_presentable(what, error)), ""
-        except BaseException as failure:  # noqa: BLE001  the exception's own code ran
-            stream, why = b"", f"the original could not travel: {_message(failure)}"
-        return Raised(_qualified_name(error), _message(error), text, stream, why)
-
-    def error(self) -> BaseException:
-        """Return the exception, caused by its traceback in the other process."""
-        error: BaseException
-        try:
-            error = pickle.loads(self.stream) if self.stream else self._stand_in(self.why)
-        except BaseException as failure:  # noqa: BLE001  its own code ran, here this time
-            error = self._stand_in(f"the original could not be rebuilt: {_message(failure)}")
-        error.__cause__ = RemoteTraceback(self.text)
-        return error
-
-    def _stand_in(self, why: str) -> RemoteError:
-        return RemoteError(self.type_name, self.message, self.text, why)
-
-
 def pack_error(what: str, error: BaseException, *, skip_frames: int = 0) -> Parcel:
     """Pack an exception and its traceback."""
     raised = Raised.of(what, error, skip_frames=skip_frames)
-    return _parcel.pack(tuple(raised), f"the failure of {what}")
+    return _parcel.pack(raised, f"the failure of {what}")
+
+
+def seal(header: bytes, kind: bytes, parcel: Parcel, what: str) -> tuple[Parcel, bytes, list[int]]:
+    """Return an outcome's parcel, its packet and the packet's descriptors.
+
+    That no descriptors or no memory are left for it is an outcome, too: one that takes
+    neither to be told.
+    """
+    try:
+        return parcel, *parcel.seal(header + kind)
+    except OSError as error:
+        parcel.close()
+        error.add_note(f"(raised while the {_WORDS[kind]} of {what} was sent)")
+        parcel = pack_error(what, error)
+        return parcel, *parcel.seal(header + FAILED)
+
+
+_WORDS: Final = {DONE: "result", FAILED: "exception"}
 
 
 def unpack_error(data: bytes, fds: list[int]) -> BaseException:
-    """Return the exception of a failed call, caused by its traceback in the other process."""
-    return Raised(*_parcel.unpack(data, fds)).error()
+    """Return the exception of a failed call; a `RemoteTraceback` is its last cause."""
+    raised: Raised = _parcel.unpack(data, fds)
+    return raised.error()
 
 
 def unpack_result(what: str, data: bytes, fds: list[int]) -> Any:
@@ -94,24 +81,221 @@ def unpack_result(what: str, data: bytes, fds: list[int]) -> Any:
         raise
 
 
-def _presentable(what: str, error: BaseException) -> BaseException:
-    """Return what may be raised in the waiting process in place of ``error``."""
-    if isinstance(error, SystemExit):
-        return TaskExit(what, error.code)
-    if not isinstance(error, Exception):
+class Raised(NamedTuple):
+    """An exception and all that hangs on it, in parts that always travel."""
+
+    text: str
+    parts: list[_Part]
+    #: Which of the parts was raised.
+    root: int
+
+    @staticmethod
+    def of(what: str, error: BaseException, *, skip_frames: int = 0) -> Raised:
+        """Take ``error`` apart, in the process that raised it."""
+        trace = error.__traceback__
+        for _ in range(skip_frames):  # ours, which say nothing about the failure
+            trace = trace.tb_next if trace else None
+        family = _Family(error)
+        parts = _taken_apart(what, family)
+        return Raised(_formatted(error, trace), parts, family.numbers[id(error)])
+
+    def error(self) -> BaseException:
+        """Return the exception with its members, causes and contexts.
+
+        Its chain of causes ends with a `RemoteTraceback`, and nowhere in a circle.
+        """
+        errors: list[BaseException] = []
+        for part in self.parts:
+            try:
+                errors.append(part.rebuilt(errors, self.text))
+            except BaseException as failure:  # noqa: BLE001  its own code ran, here this time
+                why = f"the original could not be rebuilt: {_message(failure)}"
+                errors.append(part.stand_in(self.text, why))
+        for part, error in zip(self.parts, errors, strict=True):
+            part.link(error, errors)
+        last = raised = errors[self.root]
+        chain = {id(last)}
+        while (cause := _cause.__get__(last)) is not None and id(cause) not in chain:
+            chain.add(id(cause))
+            last = cause
+        suppress = _suppress_context.__get__(last)
+        _cause.__set__(last, RemoteTraceback(self.text))
+        _suppress_context.__set__(last, suppress)  # to have a cause does so, too
+        return raised
+
+
+class _Part(NamedTuple):
+    """One exception. Empty ``stream``: it cannot travel. Links are numbers of parts, or -1."""
+
+    type_name: str
+    message: str
+    repr: str
+    notes: list[str]
+    stream: bytes
+    buffers: list[bytearray]
+    why: str
+    #: Of those that cannot travel; the traceback of all has room for the first members only.
+    text: str
+    cause: int
+    context: int
+    suppress_context: bool
+
+    def rebuilt(self, before: Sequence[BaseException], text: str) -> BaseException:
+        """Return the exception, unlinked, or what stands for it. ``before`` has its members."""
+        if not self.stream:
+            return self.stand_in(self.text or text, self.why)
+        error: BaseException = _Unpickler(self, before).load()
+        if self.notes:  # a __reduce__ of the user's may forget them
+            vars(error).setdefault("__notes__", self.notes)
+        return error
+
+    def stand_in(self, text: str, why: str) -> RemoteError:
+        error = RemoteError(self.type_name, self.message, text, why, self.repr)
+        if self.notes:
+            vars(error)["__notes__"] = self.notes
+        return error
+
+    def link(self, error: BaseException, errors: Sequence[BaseException]) -> None:
+        _cause.__set__(error, errors[self.cause] if self.cause >= 0 else None)
+        _context.__set__(error, errors[self.context] if self.context >= 0 else None)
+        _suppress_context.__set__(error, self.suppress_context)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, part: _Part, before: Sequence[BaseException]) -> None:
+        super().__init__(io.BytesIO(part.stream), buffers=part.buffers)
+        self._before = before
+
+    def persistent_load(self, pid: Any) -> BaseException:
+        number: int = pid
+        return self._before[number]
+
+
+# As BaseException has them: a class may have properties of these names, or (a frozen
+# dataclass) refuse to have them set.
+_cause: Any = vars(BaseException)["__cause__"]
+_context: Any = vars(BaseException)["__context__"]
+_suppress_context: Any = vars(BaseException)["__suppress_context__"]
+_members: Any = vars(BaseExceptionGroup)["exceptions"]
+
+#: At most so many exceptions that hang together travel with what hangs on them; the chain
+#: of a loop that retries may be endless. (Arbitrary; who reads more?)
+_MOST: Final = 1000
+
+
+class _Family:
+    """An exception and all that hangs on it: members of groups, causes and contexts."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.first = error
+        #: Those that may be raised where the call is waited for: the first, and its members.
+        self.raised = {id(error)}
+        found = {id(error): error}
+        reached = [error]
+        for one in reached:
+            members = list(_members_of(one))
+            if id(one) in self.raised:
+                self.raised.update(map(id, members))
+            for other in (*members, *_chained_to(one)):
+                if id(other) not in found and len(found) < _MOST:
+                    found[id(other)] = other
+                    reached.append(other)
+        #: Members come before their groups: those are rebuilt with them. Causes come, as far
+        #: as that goes, before what they caused: it may have them as attributes.
+        self.ordered: list[BaseException] = []
+        #: The place of each, by its id, in that order.
+        self.numbers: dict[int, int] = {}
+        while reached:
+            one = reached[-1]
+            left = [m for m in _members_of(one) if id(m) in found and id(m) not in self.numbers]
+            reached += left
+            if not left:
+                reached.pop()
+                if id(one) not in self.numbers:
+                    self.numbers[id(one)] = len(self.ordered)
+                    self.ordered.append(one)
+
+    def number(self, error: BaseException | None) -> int:
+        return self.numbers.get(id(error), -1)
+
+
+def _members_of(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        yield from _members.__get__(error)
+
+
+def _chained_to(error: BaseException) -> Iterator[BaseException]:
+    for link in (_cause, _context):
+        other = link.__get__(error)
+        # The text of another process' traceback is in the text of this one.
+        if other is not None and not isinstance(other, RemoteTraceback):
+            yield other
+
+
+def _taken_apart(what: str, family: _Family) -> list[_Part]:
+    parts: list[_Part] = []
+    rebuilt: list[BaseException] = []
+
+    def elsewhere(thing: Any) -> int | None:
+        number = family.number(thing)
+        return number if 0 <= number < len(parts) else None
+
+    for error in family.ordered:
+        part = _Part(
+            _qualified_name(error),
+            _message(error),
+            _pickling.shown(error),
+            _notes(error),
+            stream=b"",
+            buffers=[],
+            why="",
+            text="",
+            cause=family.number(_cause.__get__(error)),
+            context=family.number(_context.__get__(error)),
+            suppress_context=_suppress_context.__get__(error),
+        )
+        try:
+            sent = TaskExit(what, error.code) if isinstance(error, SystemExit) else error
+            stream, buffers = _pickling.dumps(sent, "the exception", elsewhere)
+            copies = [bytearray(buffer.raw()) for buffer in buffers]
+            part = part._replace(stream=stream, buffers=copies)
+            there = part.rebuilt(rebuilt, "")
+            _check(sent, there, id(error) in family.raised)
+        except BaseException as failure:  # noqa: BLE001  the exception's own code ran
+            why = f"the original could not travel: {_message(failure)}"
+            text = "" if error is family.first else _formatted(error, error.__traceback__, False)
+            part = part._replace(stream=b"", buffers=[], why=why, text=text)
+            there = part.stand_in(text, why)
+        parts.append(part)
+        rebuilt.append(there)
+    return parts
+
+
+def _check(sent: BaseException, there: BaseException, raised: bool) -> None:
+    """Raise TypeError if ``there`` is not what may be raised in place of ``sent``."""
+    # Without the SystemExit or the KeyboardInterrupt, which were replaced, this is what
+    # becomes of it.
+    dissolved = type(sent) is BaseExceptionGroup and type(there) is ExceptionGroup
+    if type(there) is not type(sent) and not dissolved:
+        raise TypeError(f"it becomes a {type(there).__name__} when it is unpickled")
+    if raised and not isinstance(there, Exception):
         # A KeyboardInterrupt or a GeneratorExit of the other process is not one here.
         raise TypeError("it is not an Exception, and is not raised in other processes")
-    return error
 
 
-def _rebuildable(error: BaseException) -> bytes:
-    stream, buffers = _pickling.dumps(error, "the exception")
-    if buffers:
-        stream = pickle.dumps(error, 5)
-    rebuilt = pickle.loads(stream)
-    if type(rebuilt) is not type(error):
-        raise TypeError(f"it becomes a {type(rebuilt).__name__} when it is unpickled")
-    return stream
+def _notes(error: BaseException) -> list[str]:
+    notes = vars(error).get("__notes__", ())
+    return [str.__str__(note) for note in notes if isinstance(note, str)]
+
+
+def _formatted(error: BaseException, trace: TracebackType | None, chain: bool = True) -> str:
+    try:
+        return "".join(traceback.format_exception(type(error), error, trace, chain=chain))
+    except BaseException as failure:  # noqa: BLE001  the exception's own code ran
+        lines = traceback.format_tb(trace)
+        return (
+            f"{''.join(lines)}{_qualified_name(error)}: {_message(error)} ({_message(failure)})\n"
+        )
 
 
 def _qualified_name(error: BaseException) -> str:
@@ -122,8 +306,8 @@ def _qualified_name(error: BaseException) -> str:
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception as failure:  # noqa: BLE001  user code
+        return str.__str__(str(error))
+    except BaseException as failure:  # noqa: BLE001  user code
         return f"<its __str__ raised {type(failure).__name__}>"
 
 

@@ -10,19 +10,22 @@ owner when the parcel was sent, and not before.
 
 from __future__ import annotations
 
-import os
 import pickle
 import struct
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from mpkit import _pickling, _segment
-from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed, discard
+from mpkit import _fork, _pickling, _segment
+from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed
 from mpkit._pickling import OUT_OF_BAND
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mpkit._segment import Loan
+
+T = TypeVar("T")
 
 
 class Movable(Protocol):
@@ -40,7 +43,7 @@ class _Packing(threading.local):
     """What `pack` and `unpack` are working on in this thread."""
 
     parcel: Parcel | None = None
-    arrived: list[int] | None = None
+    arrived: _fork.Descriptors | None = None
 
 
 _packing = _Packing()
@@ -51,13 +54,15 @@ def current_parcel() -> Parcel | None:
     return _packing.parcel
 
 
-def claim(index: int) -> int:
-    """Return a descriptor that came with the parcel being unpacked, to keep and to close."""
+def claim(index: int, take: Callable[[int], T]) -> T:
+    """Give a descriptor that came with the parcel being unpacked to ``take``, which owns it.
+
+    No child is forked meanwhile: ``take`` makes it known to those that come later.
+    """
     arrived = _packing.arrived
     if arrived is None or index >= len(arrived) or arrived[index] < 0:
         raise Malformed(f"a channel end came without its descriptor ({_PERHAPS})")
-    fd, arrived[index] = arrived[index], -1
-    return fd
+    return arrived.give(index, take)
 
 
 #: The kernel drops those for which a process has no room.
@@ -100,7 +105,7 @@ class Parcel:
         self._trusting = trusting
         self._movables: list[Movable] = []
         # Descriptors of what is carried.
-        self._copies: list[int] = []
+        self._copies = _fork.Descriptors()
         self._segment: Loan | None = None
         self._used = 0
 
@@ -108,7 +113,7 @@ class Parcel:
         """Take ``thing`` along; return the index by which the receiver can `claim` it."""
         if len(self._movables) >= MOST_DESCRIPTORS - 1:  # one is the segment's
             raise ValueError(f"a message can carry at most {MOST_DESCRIPTORS - 1} channel ends")
-        self._copies.append(os.dup(thing._descriptor()))
+        self._copies.keep_copy(thing._descriptor())
         self._movables.append(thing)
         return len(self._movables) - 1
 
@@ -138,8 +143,8 @@ class Parcel:
     def seal(self, header: bytes = b"") -> tuple[bytes, list[int]]:
         """Return the packet and its descriptors, for `Link.send`. They stay ours, until `close`.
 
-        ``header``, of few bytes, is put before the message, for the receiver to take off. Raises OSError,
-        which says what ran out, if there are no descriptors or there is no memory: then
+        ``header``, of few bytes, is put before the message, for the receiver to take off.
+        Raises OSError, which says what ran out, if there are no descriptors or there is no memory: then
         nothing has changed, and it can be tried again.
         """
         carried = len(self._copies)
@@ -179,8 +184,7 @@ class Parcel:
 
     def close(self) -> None:
         """Close our copies of what is carried. The packet, if it was sent, has its own."""
-        discard(self._copies)
-        self._copies.clear()
+        self._copies.close()
         if self._segment is not None:
             self._segment.close()
             _early.discard(self)
@@ -200,7 +204,7 @@ def pack(message: object, what: str) -> Parcel:
     parcel, outer = Parcel(), _packing.parcel
     _packing.parcel = parcel
     try:
-        parcel.stream, parcel.buffers = _pickling.dumps(message, what, parcel.unload)
+        parcel.stream, parcel.buffers = _pickling.dumps(message, what, start_anew=parcel.unload)
     except BaseException:
         parcel.close()
         raise
@@ -214,14 +218,14 @@ def unpack(data: bytes, fds: list[int]) -> Any:
 
     Raises `Malformed` if this is not a packet that `Parcel.seal` made.
     """
-    arrived, outer = list(fds), _packing.arrived
+    arrived, outer = _fork.owned(fds), _packing.arrived
     _packing.arrived = arrived
     try:
-        stream, *buffers = _open(data, fds)
+        stream, *buffers = _open(data, arrived)
         return pickle.loads(stream, buffers=buffers)
     finally:
         _packing.arrived = outer
-        discard(arrived)
+        arrived.close()
 
 
 def unpack_stream(data: bytes, fds: list[int]) -> memoryview:
@@ -229,12 +233,13 @@ def unpack_stream(data: bytes, fds: list[int]) -> memoryview:
 
     Nothing that the peer still has can change what is returned.
     """
+    arrived = _fork.owned(fds)
     try:
-        stream, *buffers = _open(data, fds, copy=True)
-        if buffers or len(fds) != (data[:1] == _SEGMENT):
+        stream, *buffers = _open(data, arrived, copy=True)
+        if buffers or len(arrived) != (data[:1] == _SEGMENT):
             raise Malformed("a packet has more than its stream, which is all that it may have")
     finally:
-        discard(fds)
+        arrived.close()
     return stream
 
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import copyreg
 import errno
+import functools
 import io
 import pickle
+import reprlib
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     BufferCallback = Callable[[pickle.PickleBuffer], Any]
+    Elsewhere = Callable[[Any], Any]
 
 #: Bytes from which a buffer travels beside the pickle stream instead of in it. That saves
 #: two copies, and costs some µs. Measured by ``python -m benchmarks --thresholds``, with a
@@ -64,13 +67,18 @@ def _rebuild_view(flat: Any, form: str, shape: tuple[int, ...]) -> memoryview:
 
 
 def dumps(
-    thing: object, what: str, start_anew: Callable[[], object] = lambda: None
+    thing: object,
+    what: str,
+    elsewhere: Elsewhere | None = None,
+    start_anew: Callable[[], object] = lambda: None,
 ) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """Return the pickle stream of ``thing`` and the large buffers that belong to it.
 
-    ``what`` names it in the error. ``start_anew`` is called before the second pickler
-    is tried. Raises `NotPicklable`, with the original error as its cause, and OSError if
-    the system has run out of descriptors: that says nothing of ``thing``.
+    ``what`` names it in the error. ``elsewhere`` is what pickle calls ``persistent_id``:
+    asked of each object, it returns a reference by which the reader finds it, or None.
+    ``start_anew`` is called before the second pickler is tried. Raises `NotPicklable`,
+    with the original error as its cause, and OSError if the system has run out of
+    descriptors: that says nothing of ``thing``.
     """
     buffers: list[pickle.PickleBuffer] = []
 
@@ -81,7 +89,7 @@ def dumps(
         return False
 
     file = io.BytesIO()
-    pickler = pickle.Pickler(file, 5, buffer_callback=keep_in_band)
+    pickler: Any = _pickler(pickle.Pickler, file, keep_in_band, elsewhere)
     pickler.dispatch_table = _reducers.table()
     try:
         pickler.dump(thing)
@@ -95,27 +103,86 @@ def dumps(
     except Exception as error:  # noqa: BLE001  pickling is user code
         buffers.clear()
         start_anew()
-        stream = _cloudpickled(thing, keep_in_band, error, what)
+        stream = _cloudpickled(thing, keep_in_band, elsewhere, error, what)
     else:
         stream = file.getvalue()
     return stream, buffers
 
 
 def _cloudpickled(
-    thing: object, buffer_callback: BufferCallback, first: Exception, what: str
+    thing: object,
+    buffer_callback: BufferCallback,
+    elsewhere: Elsewhere | None,
+    first: Exception,
+    what: str,
 ) -> bytes:
     try:
         import cloudpickle as untyped  # noqa: PLC0415  optional
     except ImportError:
-        raise NotPicklable(what, f"{_sentence(first)}{_hint(first)}") from first
+        why = f"{_sentence(first)}{_inside(thing, pickle.Pickler)}{_hint(first)}"
+        raise NotPicklable(what, why) from first
     cloudpickle: Any = untyped
+    file = io.BytesIO()
     try:
-        stream: bytes = cloudpickle.dumps(thing, 5, buffer_callback=buffer_callback)
+        _pickler(cloudpickle.Pickler, file, buffer_callback, elsewhere).dump(thing)
     except MpkitError:
         raise
     except Exception as error:
-        raise NotPicklable(what, _sentence(error)) from error
-    return stream
+        why = f"{_sentence(error)}{_inside(thing, cloudpickle.Pickler)}"
+        raise NotPicklable(what, why) from error
+    return file.getvalue()
+
+
+def _pickler(
+    kind: Any, file: io.BytesIO, callback: BufferCallback | None, elsewhere: Elsewhere | None
+) -> Any:
+    """Return a pickler of this kind; one without ``elsewhere`` need not ask of each object."""
+    pickler = (_asking(kind) if elsewhere else kind)(file, 5, buffer_callback=callback)
+    if elsewhere:
+        pickler.elsewhere = elsewhere
+    return pickler
+
+
+@functools.cache
+def _asking(kind: type) -> Any:
+    def persistent_id(self: Any, thing: object) -> Any:
+        return self.elsewhere(thing)
+
+    return type(kind.__name__, (kind,), {"persistent_id": persistent_id})
+
+
+def _inside(thing: object, kind: Any) -> str:
+    """Say what it is inside ``thing`` that a pickler of this kind cannot pickle.
+
+    It is the object of which the pickler asked last before it failed, so it has to fail
+    once more. The user's code runs again for that, and may raise anything.
+    """
+    last: list[object] = [thing]
+
+    def remember(part: object) -> None:
+        last[0] = part
+
+    pickler = _pickler(kind, io.BytesIO(), lambda _: True, remember)
+    if kind is pickle.Pickler:
+        pickler.dispatch_table = _reducers.table()
+    try:
+        pickler.dump(thing)
+    except Exception:  # noqa: BLE001  pickling is user code
+        return "" if last[0] is thing else f" (inside it: {shown(last[0])})"
+    return ""  # this time it went well
+
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = 200
+
+
+def shown(thing: object) -> str:
+    """Return the repr of anything, or what can be had of it, in at most 500 characters."""
+    try:
+        text = str.__str__(_repr.repr(thing))
+    except BaseException as error:  # noqa: BLE001  user code
+        return f"<a {type(thing).__name__}, whose repr raised {type(error).__name__}>"
+    return text if len(text) <= 500 else f"{text[:497]}..."
 
 
 def _sentence(error: Exception) -> str:

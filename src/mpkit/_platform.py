@@ -270,13 +270,18 @@ def process_name(pid: int) -> str:
     return words or "?"
 
 
+def _status(pid: int) -> list[str]:
+    """Return the fields of /proc/<pid>/stat from the state on; [] if they cannot be had."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            return file.read().rpartition(") ")[2].split()
+    except OSError:
+        return []
+
+
 def is_stopped(pid: int) -> bool:
     """Tell whether a process is stopped (SIGSTOP, a debugger); False if that is not known."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2][:1] in b"Tt"
-    except OSError:
-        return False
+    return _status(pid)[:1] in (["T"], ["t"])
 
 
 def exists(pid: int) -> bool:
@@ -288,6 +293,13 @@ def exists(pid: int) -> bool:
     except PermissionError:  # another user's
         pass
     return True
+
+
+def lives(pid: int) -> bool:
+    """Tell whether a process is known to live, and has not begun to die."""
+    status = _status(pid)
+    # PF_EXITING: the kernel sets it before it closes what the process has open.
+    return bool(status) and status[0] not in "ZX" and not int(status[6]) & 0x4
 
 
 #: Whether who opens a file can find those who use one that was deleted from its path.
@@ -395,16 +407,21 @@ def exitcode_of_child(pid: int, patience: float) -> int | None:
     """
     if not hasattr(os, "waitid"):  # macOS before Python 3.13
         return None
+    opened: list[int | None] = []
     try:
-        pidfd = open_pidfd(pid)
-        if pidfd is not None:
-            poller = select.poll()
-            poller.register(pidfd, select.POLLIN)
-            poller.poll(patience * 1000)
-            os.close(pidfd)
+        opened += map(open_pidfd, (pid,))  # a signal handler may raise: see `_port`
+        for pidfd in opened:
+            if pidfd is not None:
+                poller = select.poll()
+                poller.register(pidfd, select.POLLIN)
+                poller.poll(patience * 1000)
         status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except (ProcessLookupError, ChildProcessError):
         return None
+    finally:
+        for pidfd in opened:
+            if pidfd is not None:
+                os.close(pidfd)
     if status is None:
         return None
     return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
@@ -448,6 +465,24 @@ def process_being_forked() -> Any:
     return None
 
 
+def pid_of(process: Any) -> int | None:
+    """Return the pid of a Process or its Popen, if it was started and not closed."""
+    pid: int | None = getattr(getattr(process, "_popen", process), "pid", None)
+    return pid
+
+
+def known_exitcode(process: Any) -> int | None:
+    """Return how a Process, or its Popen, ended, if multiprocessing has waited for it."""
+    code: int | None = getattr(getattr(process, "_popen", process), "returncode", None)
+    return code
+
+
+def owns(lock: Any) -> bool:
+    """Tell whether the calling thread holds an RLock."""
+    owned: bool = lock._is_owned()
+    return owned
+
+
 def call_when_launched(popen: Any, function: Callable[[], object]) -> None:
     """Call ``function`` as soon as a spawning ``Popen`` has copied what its process needs.
 
@@ -463,6 +498,16 @@ def call_when_launched(popen: Any, function: Callable[[], object]) -> None:
             function()
 
     popen.__class__ = type(kind.__name__, (kind,), {"__setattr__": set_attribute})
+
+
+def pass_once(popen: Any) -> None:
+    """Have a spawning ``popen`` pass each descriptor once, however often it was pickled.
+
+    What the first attempt at pickling an argument had begun, the second one (by
+    cloudpickle) repeats, and spawn refuses to pass the same descriptor twice.
+    """
+    if popen.method == "spawn":
+        popen._fds[:] = dict.fromkeys(popen._fds)
 
 
 def start_directory() -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import pickle
 import signal
 import threading
@@ -17,112 +16,23 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self
 
 from typing_extensions import TypeVar
 
-from mpkit import _fork, _lifeline, _outcome, _pickling, _platform, _wait
+from mpkit import _fork, _outcome, _pickling, _platform, _wait
+from mpkit._child import Child
 from mpkit._errors import ResultTimeout, WorkerDied
 from mpkit._link import Link, LinkDown
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
-    from multiprocessing.context import BaseContext
-    from multiprocessing.process import BaseProcess
     from types import TracebackType
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-#: Seconds between SIGTERM and SIGKILL for a process that is asked to end.
+#: Seconds between SIGTERM and SIGKILL for a job that is asked to end: enough to flush and
+#: to remove what is temporary, and short enough to be waited for at a Ctrl-C.
 GRACE = 2.0
-
-
-class Child:
-    """A process that this one started, which dies with it; and how to wait for it.
-
-    Never daemonic: it may have children of its own. Any thread may use it.
-    """
-
-    def __init__(
-        self,
-        main: Callable[..., None],
-        args: tuple[Any, ...],
-        context: BaseContext,
-        name: str | None = None,
-    ) -> None:
-        make: Any = getattr(context, "Process")  # noqa: B009  BaseContext does not declare it
-        self.process: BaseProcess = make(
-            target=_main, args=(_lifeline.own(), main, args), name=name, daemon=False
-        )
-        self.process.start()
-        pid = self.process.pid
-        assert pid is not None
-        self.pid: int = pid
-        self.name: str = self.process.name
-        self._exitcode: int | None = None
-        # Guards waiting for the process: of two threads in waitpid(), one is told that
-        # there is no such child.
-        self._reaping = threading.Lock()
-        try:
-            self._pidfd = _platform.open_pidfd(pid)
-        except ProcessLookupError:  # so soon: it is dead, and the sentinel says so
-            self._pidfd = None
-
-    @property
-    def sentinel(self) -> int:
-        """A descriptor that becomes readable when the process ends.
-
-        Not multiprocessing's, where there is a pidfd: under fork that one is a pipe,
-        which also the child's own children keep open.
-        """
-        return self.process.sentinel if self._pidfd is None else self._pidfd
-
-    @property
-    def exitcode(self) -> int | None:
-        """How the process ended; None while it lives."""
-        if self._exitcode is None and _wait.poll([self.sentinel], 0):
-            self.join(None)
-        return self._exitcode
-
-    def join(self, timeout: float | None) -> bool:
-        """Wait for the end of the process, at most ``timeout`` seconds; tell if it came."""
-        if self._exitcode is None:
-            if not _wait.poll([self.sentinel], timeout):
-                return False
-            with self._reaping:
-                if self._exitcode is None:
-                    self.process.join()
-                    self._exitcode = self.process.exitcode
-        return True
-
-    def signal(self, number: int) -> None:
-        """Send a signal, unless the process has ended."""
-        with self._reaping, contextlib.suppress(ProcessLookupError):
-            if self._exitcode is not None:
-                return
-            if self._pidfd is not None:
-                signal.pidfd_send_signal(self._pidfd, number)
-            else:
-                # While we have not reaped it, its pid is nobody else's. (Under forkserver
-                # that is up to the server, which does it at once.)
-                os.kill(self.pid, number)
-
-    def stop(self, grace: float = GRACE) -> None:
-        """Ask the process to end, and kill it if it has not after ``grace`` seconds."""
-        self.signal(signal.SIGTERM)
-        if not self.join(grace):
-            self.signal(signal.SIGKILL)
-            self.join(None)
-
-    def __del__(self) -> None:
-        # Not at the end of the process: a thread may still be polling it.
-        pidfd = getattr(self, "_pidfd", None)
-        if pidfd is not None:
-            os.close(pidfd)
-
-
-def _main(lifeline: _lifeline.Lifeline, main: Callable[..., None], args: tuple[Any, ...]) -> None:
-    lifeline.hold()
-    main(*args)
 
 
 class Call(_fork.Bearer):
@@ -142,13 +52,29 @@ class Call(_fork.Bearer):
     def _carried(self) -> list[object]:
         return [self.fn, self.args, self.kwargs]
 
+    def arrived(self) -> Call:
+        """Return this call; what arrived is unpickled here, which may raise anything."""
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         stream, buffers = _pickling.dumps((self.fn, self.args, self.kwargs), f"{self.what}(...)")
-        return _rebuild_call, (stream, [bytearray(buffer.raw()) for buffer in buffers])
+        return _Packed, (self.what, stream, [bytearray(buffer.raw()) for buffer in buffers])
 
 
-def _rebuild_call(stream: bytes, buffers: list[bytearray]) -> Call:
-    return Call(*pickle.loads(stream, buffers=buffers))
+class _Packed(Call):
+    """A call in its new process, where it is unpickled when its errors can be reported."""
+
+    def __init__(self, what: str, stream: bytes, buffers: list[bytearray]) -> None:
+        self.what = what
+        self._stream = stream
+        self._buffers = buffers
+
+    def arrived(self) -> Call:
+        try:
+            return Call(*pickle.loads(self._stream, buffers=self._buffers))
+        except BaseException as error:
+            error.add_note(f"(raised in the new process, which unpickled {self.what}(...))")
+            raise
 
 
 class Job(Generic[R_co]):
@@ -159,8 +85,8 @@ class Job(Generic[R_co]):
     every `multiprocessing.Process`). Any thread may use a job; only the process that
     started it can wait for it.
 
-    As a context manager, a job is waited for when the block ends well, and killed when
-    the block raises.
+    As a context manager, a job is waited for when the block ends well, and stopped
+    (see `stop`) when the block raises.
 
     Example:
         >>> with start(pow, 2, 10) as job:
@@ -222,8 +148,10 @@ class Job(Generic[R_co]):
             WorkerDied: the process ended before the call did: killed, or by `os._exit`.
             TaskExit: the call raised `SystemExit`.
             RemoteError: the call raised what cannot be raised here.
-            Exception: whatever else the call raised, with the traceback of its process
-                as the cause.
+            NotPicklable: what the call returned cannot travel.
+            Exception: whatever else the call raised, with its notes, causes and context,
+                and the members of a group with theirs; each that cannot be rebuilt here
+                has a RemoteError in its place. The last cause is a `RemoteTraceback`.
 
         """
         value, error = self._wait(timeout)
@@ -256,6 +184,44 @@ class Job(Generic[R_co]):
         """End the process at once (SIGKILL). Does not wait."""
         self._child.signal(signal.SIGKILL)
 
+    def stop(self, grace: float = GRACE) -> bool:
+        """Ask the process to end (SIGTERM), kill it if it has not in time; wait for its end.
+
+        A process that does not handle SIGTERM ends at once by it. One that is stopped
+        (SIGSTOP), or whose handler cannot run, is killed. What interrupts the waiting (a
+        Ctrl-C) kills it, too. A result that came before the end is kept.
+
+        Args:
+            grace: seconds from SIGTERM to SIGKILL.
+
+        Returns:
+            False if the process was killed by SIGKILL, and True if it ended otherwise.
+
+        Raises:
+            TypeError, ValueError: ``grace`` is not a number of seconds.
+
+        """
+        _check_grace(grace)
+        self.terminate()
+        try:
+            self.join(grace)
+        finally:
+            self.kill()  # which is nothing to a process that has ended
+        self.join()
+        return self.exitcode != -signal.SIGKILL
+
+    async def stop_async(self, grace: float = GRACE) -> bool:
+        """As `stop`, for asyncio: it suspends the calling task only. No thread is used."""
+        _check_grace(grace)
+        self.terminate()
+        try:
+            await self._ended_async(grace)
+        finally:
+            self.kill()
+        await self._ended_async(None)
+        self.join()
+        return self.exitcode != -signal.SIGKILL
+
     def __enter__(self) -> Self:
         return self
 
@@ -266,7 +232,7 @@ class Job(Generic[R_co]):
         traceback: TracebackType | None,
     ) -> None:
         if kind is not None:
-            self.kill()
+            self.stop()
         self.join()
 
     def __await__(self) -> Generator[Any, None, R_co]:
@@ -274,8 +240,13 @@ class Job(Generic[R_co]):
 
     async def _result_async(self) -> R_co:
         while not self._ready():
-            await _wait.readable(self._watched())
+            await _wait.readable(self._sources())
         return self.result(0)
+
+    async def _ended_async(self, timeout: float | None) -> None:
+        deadline = Deadline(timeout)
+        while self.is_alive() and not deadline.passed():
+            await _wait.readable([self._child.sentinel], deadline.left())
 
     def _wait(self, timeout: float | None) -> tuple[R_co | None, BaseException | None]:
         deadline = Deadline(timeout)
@@ -286,7 +257,7 @@ class Job(Generic[R_co]):
             if self._outcome is None:
                 if deadline.passed():
                     raise ResultTimeout(self._what, timeout or 0.0)
-                _wait.poll(self._watched(), deadline.left())
+                _wait.poll(self._sources(), deadline.left())
         return self._outcome
 
     def _receive(self) -> None:
@@ -307,9 +278,9 @@ class Job(Generic[R_co]):
             self._link.close()
 
     def _opened(self, data: bytes, fds: list[int]) -> tuple[R_co | None, BaseException | None]:
-        if data[:1] == _outcome.FAILED:
-            return None, _outcome.unpack_error(data[1:], fds)
         try:
+            if data[:1] == _outcome.FAILED:
+                return None, _outcome.unpack_error(data[1:], fds)
             return _outcome.unpack_result(self._what, data[1:], fds), None
         except BaseException as error:  # noqa: BLE001  it is what result() has to raise
             return None, error
@@ -323,6 +294,9 @@ class Job(Generic[R_co]):
     _hung_up = False
 
     def _watched(self) -> Sequence[int]:
+        return [] if self._outcome is not None else self._sources()
+
+    def _sources(self) -> Sequence[int]:
         if self._outcome is not None or self._hung_up:
             return [self._child.sentinel]
         return [self._link.fd, self._child.sentinel]
@@ -353,21 +327,45 @@ def start(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
     return Job(Call(fn, args, kwargs))
 
 
+def _check_grace(grace: float) -> None:
+    if isinstance(grace, bool) or not isinstance(grace, (int, float)):
+        raise TypeError(f"grace is a number of seconds, not {grace!r}")
+    if not grace >= 0:
+        raise ValueError(f"grace is not negative, unlike {grace!r}")
+
+
 def _run_job(link: Link, call: Call) -> None:
     """Run the call in the job's process and send what came of it."""
+    _forget_handlers()
     code: Any = 0
     try:
-        value = call.fn(*call.args, **call.kwargs)
+        arrived = call.arrived()
+        value = arrived.fn(*arrived.args, **arrived.kwargs)
     except BaseException as error:  # noqa: BLE001  to be raised where the job is waited for
         kind, parcel = _outcome.FAILED, _outcome.pack_error(call.what, error, skip_frames=1)
         code = error.code if isinstance(error, SystemExit) else 1
     else:
-        kind, parcel = _outcome.pack_result("a job", call.fn, value)
+        kind, parcel = _outcome.pack_result("a job", arrived.fn, value)
         code = int(kind == _outcome.FAILED)
-    data, fds = parcel.seal(kind)
+    parcel, data, fds = _outcome.seal(b"", kind, parcel, f"job {call.what}")
+    if data[:1] != kind:
+        code = 1
     with contextlib.suppress(LinkDown):  # nobody waits for it any more
         link.send(data, fds)
         parcel.depart("moved to the process that started this job")
     parcel.close()
     link.close()
     raise SystemExit(code)
+
+
+def _forget_handlers() -> None:
+    """Let go of how the parent handles what ends a job, which a fork hands down.
+
+    With the handlers of an event loop, for instance, a job would not see Ctrl-C, and a
+    SIGTERM meant for it would wake the loop of the parent.
+    """
+    signal.set_wakeup_fd(-1)
+    if callable(signal.getsignal(signal.SIGTERM)):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)

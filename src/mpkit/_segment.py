@@ -55,10 +55,6 @@ _AT_A_TIME = 4 * 1024 * 1024
 class Loan:
     """A descriptor of a segment, to be sent. A forked child closes its copy."""
 
-    # Garbage is collected also when a module has lost its globals, at the end.
-    _guard = _fork.guard
-    _close = staticmethod(os.close)
-
     def __init__(self, fd: int) -> None:
         """Own ``fd``. The caller holds `_fork.guard` since it was made."""
         self.fd = fd
@@ -66,13 +62,17 @@ class Loan:
 
     def close(self) -> None:
         """Give the descriptor back. Those who have received it have their own."""
-        with self._guard:
-            fd, self.fd = self.fd, -1
-            if fd >= 0:
-                self._close(fd)
+        with _fork.guard:
+            self._close()
+
+    def _close(self, close: Callable[[int], None] = os.close) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            close(fd)  # also when this module has lost its globals, at the end
 
     def __del__(self) -> None:
-        self.close()
+        # Without the guard: this runs anywhere, and whoever has it may wait for what we hold.
+        self._close()
 
     def _before_fork(self) -> None:
         """Nothing to decide: no child keeps it."""
@@ -161,9 +161,9 @@ class _Segment(Loan):
             fd, self.fd = self.fd, -1
             return Loan(fd)
 
-    def close(self) -> None:
+    def _close(self, close: Callable[[int], None] = os.close) -> None:
         self._unmap()
-        super().close()
+        super()._close(close)
 
 
 class _Kept:

@@ -11,9 +11,12 @@ import contextlib
 import math
 import os
 import select
+import threading
 import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+from mpkit import _fork
 
 if TYPE_CHECKING:
     import asyncio
@@ -51,6 +54,12 @@ def check_timeout(timeout: float | None) -> None:
         raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}")
     if math.isnan(timeout) or timeout < 0:
         raise ValueError(f"timeout is not negative, unlike {timeout!r}")
+
+
+def for_lock(deadline: Deadline | None) -> float:
+    """Return what is left until a deadline as `threading.Lock.acquire` wants it."""
+    left = None if deadline is None else deadline.left()
+    return -1 if left is None else min(left, threading.TIMEOUT_MAX)
 
 
 def poll(fds: Iterable[int], timeout: float | None = None) -> list[int]:
@@ -98,11 +107,10 @@ async def _until(fds: Sequence[int], add: str, remove: str, timeout: float | Non
         if not woken.done():
             woken.set_result(None)
 
-    copies: list[int] = []
+    copies = _fork.Descriptors()
     try:
         for fd in fds:
-            copies.append(os.dup(fd))
-            getattr(loop, add)(copies[-1], wake)
+            getattr(loop, add)(copies.keep_copy(fd), wake)
         async with asyncio.timeout(timeout):
             await woken
     except TimeoutError:
@@ -110,7 +118,7 @@ async def _until(fds: Sequence[int], add: str, remove: str, timeout: float | Non
     finally:
         for copy in copies:
             getattr(loop, remove)(copy)
-            os.close(copy)
+        copies.close()
     return True
 
 
@@ -123,7 +131,7 @@ class Crowd:
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[None]] = set()
-        self._copy = -1
+        self._copy = _fork.Descriptors()
 
     async def wait(self, fd: int) -> None:
         """Return when ``fd`` is readable."""
@@ -133,16 +141,15 @@ class Crowd:
         woken: asyncio.Future[None] = loop.create_future()
         self._waiting.add(woken)
         try:
-            if self._copy < 0:
-                self._copy = os.dup(fd)
-                loop.add_reader(self._copy, self._wake)
+            if not self._copy:
+                loop.add_reader(self._copy.keep_copy(fd), self._wake)
             await woken
         finally:
             self._waiting.remove(woken)
-            if self._copy >= 0 and not self._waiting:
-                copy, self._copy = self._copy, -1
-                loop.remove_reader(copy)
-                os.close(copy)
+            if not self._waiting:
+                for copy in self._copy:
+                    loop.remove_reader(copy)
+                self._copy.close()
 
     def _wake(self) -> None:
         # Called again in each turn of the loop until the last one has left.
@@ -160,7 +167,10 @@ class Waitable(Protocol):
         ...
 
     def _watched(self) -> Sequence[int]:
-        """Return descriptors of which one becomes readable when `_ready` may be true."""
+        """Return descriptors of which one becomes readable when `_ready` may be true.
+
+        None, if it is known to be: then it is asked without waiting for anything.
+        """
         ...
 
 
@@ -190,32 +200,53 @@ def wait(*things: T, timeout: float | None = None) -> list[T]:
         True
 
     """
-    for thing in things:
+    # One of each type: what a protocol asks of each thing takes longer than all the rest.
+    for thing in {type(thing): thing for thing in things}.values():
         if not isinstance(thing, (Future, Waitable)):
             raise TypeError(f"wait() takes Signals, Channels, Jobs and Tasks, not {thing!r}")
     deadline = Deadline(timeout)
+    if not things:
+        return []
     with contextlib.ExitStack() as stack:
-        bells: list[int] | None = None
+        bells: dict[int, int] = {}
         while True:
             last = deadline.passed()  # before the look: a signal handler may come between
-            ready = [thing for thing in things if _is_ready(thing)]
-            if ready or last or not things:
+            # Anew each time: what a job watches changes once it has said its last.
+            watched = [_watched(thing, bells) for thing in things]
+            rung = _rung(watched, 0.0 if last else deadline.left())
+            # Of hundreds of things only those that rang are asked.
+            ready = [
+                thing
+                for thing, fds in zip(things, watched, strict=True)
+                if (not fds or not rung.isdisjoint(fds)) and _is_ready(thing)
+            ]
+            if ready or last:
                 return ready
-            if bells is None:
-                bells = [_bell(thing, stack) for thing in things if isinstance(thing, Future)]
-                continue  # one may have been done before its bell was hung
-            poll({*bells, *_watched(things)}, deadline.left())
+            _hang_bells(things, bells, stack)  # only now: it takes a pipe for each future
+
+
+def _rung(watched: Iterable[Sequence[int]], timeout: float | None) -> set[int]:
+    """Poll them all; without blocking if there is one that watches nothing any more."""
+    fds = [fd for each in watched for fd in each]
+    return set(poll(fds, timeout if all(watched) else 0.0))
 
 
 def _is_ready(thing: Any) -> bool:
     return thing.done() if isinstance(thing, Future) else thing._ready()
 
 
-def _watched(things: Iterable[Any]) -> Iterable[int]:
-    """Return what to poll now: what a job watches changes once it has said its last."""
+def _watched(thing: Waitable | Future[Any], bells: dict[int, int]) -> Sequence[int]:
+    if not isinstance(thing, Future):
+        return thing._watched()
+    return (bells[id(thing)],) if id(thing) in bells else ()
+
+
+def _hang_bells(
+    things: Iterable[Waitable | Future[Any]], bells: dict[int, int], stack: contextlib.ExitStack
+) -> None:
     for thing in things:
-        if not isinstance(thing, Future):
-            yield from thing._watched()
+        if isinstance(thing, Future) and id(thing) not in bells:
+            bells[id(thing)] = _bell(thing, stack)
 
 
 def _bell(future: Future[Any], stack: contextlib.ExitStack) -> int:

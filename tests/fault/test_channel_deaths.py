@@ -1,16 +1,13 @@
-"""How a peer may end, and when: what the other end learns, each time, at once.
+"""Deaths that the table of `test_channel_table` has no cell for.
 
-The table has a row for each way in which a process can leave, and a column for what it
-was doing. A death is told from an end, and everything sent before it arrives first.
+In a call; while large arrays are written; of a receiver; of a parent; and of one who
+leaves a child of his own behind.
 """
 
 from __future__ import annotations
 
-import ctypes
-import faulthandler
 import os
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,90 +24,6 @@ End = Channel[Any, Any]
 #: Seconds from a death to its news, at most. (The issue says 200 ms; a test machine may
 #: be busy, so that is measured in benchmarks, and this only tells news from a hang.)
 SOON = 5.0
-
-
-def segfault() -> None:
-    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
-    ctypes.string_at(0)
-
-
-HOW: dict[str, Callable[[], object]] = {
-    "returns": lambda: None,
-    "closes": lambda: None,
-    "sys.exit": lambda: sys.exit(3),
-    "raises": lambda: 1 // 0,
-    "os._exit": lambda: os._exit(3),
-    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
-    "SIGSEGV": lambda: segfault(),
-    "abort": lambda: os.abort(),
-}
-#: What the other end gets, and what it can say of the reason.
-ENDS: dict[str, tuple[type[EndOfChannel], str | None]] = {
-    "returns": (EndOfChannel, None),
-    "closes": (EndOfChannel, None),
-    "sys.exit": (EndOfChannel, None),
-    "raises": (EndOfChannel, None),
-    "os._exit": (PeerDied, "exited with code 3"),
-    "SIGKILL": (PeerDied, "was killed by SIGKILL"),
-    "SIGTERM": (PeerDied, "was killed by SIGTERM"),
-    "SIGSEGV": (PeerDied, "was killed by SIGSEGV"),
-    "abort": (PeerDied, "was killed by SIGABRT"),
-}
-#: What was sent before.
-WHEN: dict[str, list[Any]] = {
-    "before any message": [],
-    "after one message": ["one"],
-    "after a large one": ["small", "x" * 1_000_000],
-    "after many": list(range(50)),
-}
-
-
-def act(ends: dict[str, End], how: str) -> None:
-    faulthandler.disable()
-    with open(os.devnull, "w") as nowhere:  # tracebacks are expected
-        os.dup2(nowhere.fileno(), 2)
-    for when, end in ends.items():
-        for message in WHEN[when]:
-            end.send(message)
-    for end in ends.values():
-        if how == "closes":
-            end.close()
-    HOW[how]()
-
-
-@pytest.mark.parametrize("how", ENDS)
-def test_the_end_arrives_after_the_messages(spawn: Spawn, how: str) -> None:
-    pairs = {when: channel() for when in WHEN}
-    child = spawn(act, {when: there for when, (_, there) in pairs.items()}, how)
-    kind, reason = ENDS[how]
-    for when, (here, _) in pairs.items():
-        got = []
-        with pytest.raises(EndOfChannel) as caught:
-            while True:
-                got.append(here.recv(PATIENCE))
-        assert got == WHEN[when]
-        assert type(caught.value) is kind
-        if isinstance(caught.value, PeerDied) and WHEN[when]:
-            assert caught.value.pid == child.pid
-            # Only a child of this very process can be asked how it ended.
-            assert caught.value.reason == reason or not reason_is_known()
-        with pytest.raises(BrokenChannel):
-            here.send("too late")
-        here.close()
-
-
-def reason_is_known() -> bool:
-    import multiprocessing
-
-    from mpkit import _platform
-
-    if multiprocessing.get_start_method() == "forkserver":  # it is the fork server's child
-        return False
-    pidfd = _platform.open_pidfd(os.getpid())  # else nobody waits for the death itself
-    if pidfd is not None:
-        os.close(pidfd)
-    return pidfd is not None
 
 
 def blocked_in_recv(end: End, go: Signal) -> None:
@@ -187,13 +100,21 @@ def kill_when_asleep(watched: int, victim: int) -> None:
     os.kill(victim, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "os._exit"])
-def test_siblings_do_not_hide_a_death(spawn: Spawn, how: str) -> None:
+def die_by_sigkill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_by_exit() -> None:
+    os._exit(3)
+
+
+@pytest.mark.parametrize("die", [die_by_sigkill, die_by_exit])
+def test_siblings_do_not_hide_a_death(spawn: Spawn, die: Callable[[], None]) -> None:
     """Row p04, and the child of the dead one does not either."""
     here, there = channel()
     go = Signal()
     spawn(hang, None, go)
-    spawn(leave_a_child_and_die, there, how)
+    spawn(leave_a_child_and_die, there, die)
     assert here.recv(PATIENCE) == "has a child"
     spawn(hang, None, go)
     with pytest.raises(PeerDied):
@@ -201,12 +122,12 @@ def test_siblings_do_not_hide_a_death(spawn: Spawn, how: str) -> None:
     here.close()
 
 
-def leave_a_child_and_die(end: End, how: str) -> None:
+def leave_a_child_and_die(end: End, die: Callable[[], None]) -> None:
     go = Signal()
     start(hang, None, go)
     assert go.wait(PATIENCE)
     end.send("has a child")
-    HOW[how]()
+    die()
 
 
 def test_a_child_learns_that_its_parent_was_killed(spawn: Spawn) -> None:

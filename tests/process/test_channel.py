@@ -451,3 +451,50 @@ def answer_wrongly(end: End) -> None:
         end.recv()
     except TypeError as error:
         end.send(f"{type(error).__name__}: {error}")
+
+
+def hold_on(end: Channel[Any, Any], said: Signal) -> None:
+    said.set()
+    Signal().wait()
+
+
+def test_a_process_that_died_before_its_first_message_is_named(spawn: Spawn) -> None:
+    here, there = channel()
+    said = Signal()
+    process = spawn(hold_on, there, said)
+    assert said.wait(PATIENCE)
+    kill(process)
+    with pytest.raises(PeerDied) as caught:
+        here.recv(PATIENCE)
+    # Reaped by us, so that only multiprocessing can know.
+    assert caught.value.pid == process.pid
+    assert "SIGKILL" in str(caught.value)
+    here.close()
+
+
+def speak_and_pass_on(end: Channel[Any, Any], carrier: Channel[Any, Any]) -> None:
+    end.send("hello")
+    carrier.send(end)
+    Signal().wait()
+
+
+def take_over(carrier: Channel[Any, Any], said: Signal) -> None:
+    end = carrier.recv()
+    said.set()
+    Signal().wait()
+    end.close()
+
+
+def test_who_passed_an_end_on_is_not_named_as_the_one_that_died(spawn: Spawn) -> None:
+    here, there = channel()
+    carrier, receiver = channel()
+    said = Signal()
+    spawn(speak_and_pass_on, there, carrier)
+    second = spawn(take_over, receiver, said)
+    assert here.recv(PATIENCE) == "hello"
+    assert said.wait(PATIENCE)
+    kill(second)
+    with pytest.raises(PeerDied) as caught:
+        here.recv(PATIENCE)
+    assert caught.value.pid is None
+    here.close()

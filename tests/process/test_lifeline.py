@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import Channel, _platform, channel, start
+from mpkit import Channel, _lifeline, _platform, channel, start
 from tests.support import PATIENCE, Spawn, exists, kill, until
 
 if TYPE_CHECKING:
@@ -178,3 +178,18 @@ def test_a_thread_does_it_where_the_kernel_cannot(start_method: str, tmp_path: A
         program.wait()
     until(lambda: not exists(pid))
     assert _platform.exit_reason(program.returncode) == "was killed by SIGKILL"
+
+
+def test_no_program_that_a_child_starts_inherits_a_lifeline() -> None:
+    class Arrived:
+        """As a descriptor is that came to a spawned process."""
+
+        def detach(self) -> int:
+            os.set_inheritable(reader, True)
+            return reader
+
+    reader, writer = os.pipe()
+    lifeline = _lifeline._arrive(Arrived())
+    assert not os.get_inheritable(lifeline._reader)
+    os.close(reader)
+    os.close(writer)

@@ -206,15 +206,6 @@ def test_waiting_gives_up_and_the_job_goes_on() -> None:
     assert job.join(PATIENCE)
 
 
-def test_a_block_that_raises_kills_the_job() -> None:
-    ready = Signal()
-    with pytest.raises(KeyError):
-        with start(hang, ready) as job:
-            raise KeyError
-    assert not job.is_alive()
-    assert job.exitcode == -signal.SIGKILL
-
-
 def test_a_block_that_ends_well_waits_for_the_job() -> None:
     with start(add, 1) as job:
         pass

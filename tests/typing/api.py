@@ -10,8 +10,9 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, Literal, Optional, assert_type
 
 import mpkit
 
@@ -127,12 +128,68 @@ def channels() -> None:
     there.request("x")  # type: ignore[arg-type]
     text: str = here.recv()  # type: ignore[assignment]
     print(text)
+    for number in there:
+        take_int(number)  # type: ignore[arg-type]
+    swapped: mpkit.Channel[int, str] = here  # type: ignore[assignment]
+    print(swapped)
+    take_end(there)
+    take_end(here)  # type: ignore[arg-type]
 
     anything, _ = mpkit.channel()
     assert_type(anything, mpkit.Channel[Any, Any])
     mpkit.channel(send=str, recv=int, codec="msgspec")
     mpkit.channel(send=str)  # type: ignore[call-overload]
     mpkit.channel(str, int, codec="json")  # type: ignore[call-overload]
+    mpkit.channel(5, int)  # type: ignore[call-overload]
+    mpkit.channel(str, [int])  # type: ignore[call-overload]
+
+
+def take_end(end: mpkit.Channel[int, str]) -> int:
+    end.send(len(end.recv()))
+    return end.recv()  # type: ignore[return-value]
+
+
+@dataclass
+class Load:
+    path: str
+
+
+class Stop: ...
+
+
+Request = Load | Stop
+
+
+def channels_of_unions() -> None:
+    """Whatever can stand in an annotation."""
+    here, there = mpkit.channel(send=Load | Stop, recv=Optional[int])  # noqa: UP045
+    assert_type(here, mpkit.Channel[Load | Stop, int | None])
+    assert_type(there, mpkit.Channel[int | None, Load | Stop])
+    here.send(Load("x"))
+    here.send(Stop())
+    there.send(None)
+    here.send(Load)  # type: ignore[arg-type]
+    here.send(None)  # type: ignore[arg-type]
+    there.send("x")  # type: ignore[arg-type]
+    only_load: Load = there.recv()  # type: ignore[assignment]
+    print(only_load)
+    request = there.recv()
+    if isinstance(request, Load):
+        assert_type(request.path, str)
+    else:
+        assert_type(request, Stop)
+    narrow: mpkit.Channel[Load, int | None] = here
+    wide: mpkit.Channel[Load | Stop, int] = here  # type: ignore[assignment]
+    print(narrow, wide)
+
+    assert_type(mpkit.channel(Request, None)[0], mpkit.Channel[Load | Stop, None])
+    assert_type(mpkit.channel(None, list[int])[1], mpkit.Channel[list[int], None])
+    assert_type(mpkit.channel(object, int | None)[1].recv(), object)
+    assert_type(
+        mpkit.channel(Literal["on", "off"], dict[str, int] | None)[0],
+        mpkit.Channel[Literal["on", "off"], dict[str, int] | None],
+    )
+    mpkit.channel(None, int)[0].send(5)  # type: ignore[arg-type]
 
 
 def variance(narrow: mpkit.Channel[int, bool], wide: mpkit.Channel[object, bool]) -> None:
@@ -167,6 +224,10 @@ def jobs() -> None:
     assert_type(job.join(timeout=1), bool)
     assert_type(job.terminate(), None)
     assert_type(job.kill(), None)
+    assert_type(job.stop(), bool)
+    assert_type(job.stop(grace=1.5), bool)
+    job.stop(None)  # type: ignore[arg-type]
+    job.stop("1")  # type: ignore[arg-type]
     with mpkit.start(hello) as entered:
         assert_type(entered, mpkit.Job[str])
     broader: mpkit.Job[object] = job
@@ -174,13 +235,24 @@ def jobs() -> None:
     mpkit.start(area, "2", 1.5)  # type: ignore[arg-type]
     mpkit.start(area, 2)  # type: ignore[call-arg]
     mpkit.start(shout, "x", loud=1)  # type: ignore[call-arg]
+    mpkit.start(shout, "x", times="2")  # type: ignore[arg-type]
+    mpkit.start(hello, 1)  # type: ignore[call-arg]
+    mpkit.start(hello())  # type: ignore[arg-type]
     mpkit.start(5)  # type: ignore[arg-type]
     count: int = job.result()  # type: ignore[assignment]
-    print(count)
+    narrower: mpkit.Job[int] = job  # type: ignore[assignment]
+    print(count, narrower)
+    take_int(mpkit.start(hello).result())  # type: ignore[arg-type]
+    here, there = mpkit.channel(send=str, recv=int)
+    assert_type(mpkit.start(take_end, there), mpkit.Job[int])
+    mpkit.start(take_end, here)  # type: ignore[arg-type]
 
 
 async def jobs_async(job: mpkit.Job[str]) -> None:
     assert_type(await job, str)
+    assert_type(await job.stop_async(grace=1.5), bool)
+    count: int = await job  # type: ignore[assignment]
+    print(count)
 
 
 # TaskPool: making one
@@ -337,9 +409,17 @@ def errors() -> None:
     print(builtin, timeouts)
 
 
-def facts(died: mpkit.WorkerDied, peer: mpkit.PeerDied, mismatch: mpkit.LimitMismatch) -> None:
+def facts(
+    died: mpkit.WorkerDied,
+    peer: mpkit.PeerDied,
+    mismatch: mpkit.LimitMismatch,
+    remote: mpkit.RemoteError,
+    unpicklable: mpkit.NotPicklable,
+) -> None:
     assert_type(died.pid, int | None)
     assert_type(died.exitcode, int | None)
     assert_type(died.reason, str)
+    assert_type(remote.repr, str)
+    assert_type(unpicklable.repr, str)
     assert_type(peer.reason, str | None)
     assert_type(mismatch.wanted, int)

@@ -385,11 +385,19 @@ def test_a_close_wakes_the_thread_that_waits(pair: Pair, wait_in: str) -> None:
     thread = threading.Thread(target=block)
     thread.start()
     if wait_in != "poll":
-        until(lambda: here._sending.locked() or here._receiving.locked())
+        until(lambda: taken(here._sending) or taken(here._receiving))
     here.close()
     thread.join(PATIENCE)
     assert not thread.is_alive()
     assert [type(error) for error in caught] == [ChannelClosed]
+
+
+def taken(lock: Any) -> bool:
+    """Tell whether another thread has a lock."""
+    if lock.acquire(blocking=False):
+        lock.release()
+        return False
+    return True
 
 
 def test_a_thread_that_uses_an_end_keeps_it_from_moving(pair: Pair) -> None:
@@ -397,8 +405,8 @@ def test_a_thread_that_uses_an_end_keeps_it_from_moving(pair: Pair) -> None:
     carrier, receiver = channel()
     thread = threading.Thread(target=here.recv)
     thread.start()
-    until(here._receiving.locked)
-    with pytest.raises(NotPicklable, match="another thread is using it"):
+    until(lambda: taken(here._receiving))
+    with pytest.raises(NotPicklable, match="another thread or task is using it"):
         carrier.send(here)
     there.send(1)
     thread.join(PATIENCE)
@@ -485,3 +493,55 @@ def test_a_msgspec_channel_checks_what_arrives() -> None:
         here.recv()
     here.close()
     there.close()
+
+
+def test_the_reply_to_a_request_that_was_given_up_is_not_taken_for_the_next(pair: Pair) -> None:
+    here, there = pair
+    with pytest.raises(ChannelTimeout):
+        here.request("slow", timeout=0.001)
+    there.send("late")
+    there.send("on time")
+    assert here.request("fast", timeout=PATIENCE) == "on time"
+
+
+def test_a_late_reply_may_be_received_before_the_next_request(pair: Pair) -> None:
+    here, there = pair
+    with pytest.raises(ChannelTimeout):
+        here.request("slow", timeout=0.001)
+    there.send("late")
+    assert here.recv() == "late"
+    there.send("on time")
+    assert here.request("fast", timeout=PATIENCE) == "on time"
+
+
+def test_a_late_reply_that_cannot_be_unpickled_is_dropped_like_any_other(pair: Pair) -> None:
+    here, there = pair
+    with pytest.raises(ChannelTimeout):
+        here.request("slow", timeout=0.001)
+    there.send(Explosive())
+    there.send("on time")
+    assert here.request("fast", timeout=PATIENCE) == "on time"
+
+
+def explode() -> None:
+    raise EOFError("while it was unpickled")
+
+
+class Explosive:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return explode, ()
+
+
+def test_an_end_that_is_polled_does_not_move(pair: Pair) -> None:
+    here, there = pair
+    carrier, receiver = channel()
+    with carrier, receiver:
+        thread = threading.Thread(target=lambda: here.poll(PATIENCE))
+        thread.start()
+        until(lambda: here._watchers)
+        with pytest.raises(NotPicklable, match="is using it"):
+            carrier.send(here)
+        there.send(1)
+        thread.join()
+        carrier.send(here)
+        receiver.recv().close()

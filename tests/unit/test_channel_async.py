@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from mpkit import BrokenChannel, Channel, ChannelTimeout, EndOfChannel, PeerDied, channel
+from tests.support import PATIENCE
 from tests.unit.test_channel import fill, lost
 
 End = Channel[Any, Any]
@@ -146,3 +148,40 @@ def test_the_end_wakes_a_task_that_waits() -> None:
             await receiving
 
     run(main)
+
+
+def test_tasks_take_turns_in_making_requests() -> None:
+    here, there = channel()
+
+    def reply() -> None:
+        for message in there:
+            there.send(message * 2)
+
+    async def ask() -> list[int]:
+        return await asyncio.gather(*(here.request_async(number) for number in range(20)))
+
+    thread = threading.Thread(target=reply)
+    thread.start()
+    assert asyncio.run(ask()) == [number * 2 for number in range(20)]
+    here.close()
+    thread.join()
+    there.close()
+
+
+def test_a_cancelled_request_does_not_shift_the_replies() -> None:
+    here, there = channel()
+
+    async def run() -> None:
+        task = asyncio.ensure_future(here.request_async("slow"))
+        while not there.poll():
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        there.send("late")
+        there.send("on time")
+        assert await here.request_async("fast", timeout=PATIENCE) == "on time"
+
+    asyncio.run(run())
+    here.close()
+    there.close()

@@ -30,9 +30,9 @@ CASES: dict[str, tuple[tuple[object, ...], type[BaseException] | None]] = {
     "WorkerInitError": ((3, "ValueError: no"), None),
     "TaskTimeout": (("task f", 1.5), TimeoutError),
     "TaskExit": (("task f", 3), None),
-    "RemoteError": (("builtins.X", "wrong", "Traceback ...", "no pickle"), None),
+    "RemoteError": (("builtins.X", "wrong", "Traceback ...", "no pickle", "X(...)"), None),
     "RemoteTraceback": (("Traceback ...",), None),
-    "NotPicklable": (("the message", "it is a lock"), pickle.PicklingError),
+    "NotPicklable": (("the message", "it is a lock", "<lock>"), pickle.PicklingError),
     "ResultTimeout": (("job f", 2.0), multiprocessing.TimeoutError),
     "PoolClosed": (("TaskPool", "it was closed"), ValueError),
 }

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import multiprocessing
 import os
+import signal
 import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import ChannelMoved, Signal, _fork, channel, start
+from mpkit import ChannelMoved, Signal, _fork, _wait, channel, start
 from mpkit._link import Link
-from mpkit._process import Call
 from tests.support import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 pytestmark = [pytestmark, pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")]
@@ -173,51 +171,6 @@ def test_a_forked_child_that_forks_keeps_what_it_was_given() -> None:
     here.close()
 
 
-class Named(tuple[Any, ...]):
-    """As a NamedTuple is: a tuple by another name."""
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda end: end,
-        lambda end: [end],
-        lambda end: (1, (2, [end])),
-        lambda end: {"key": {"inner": end}},
-        lambda end: {end},
-        lambda end: frozenset([end]),
-        lambda end: deque([end]),
-        lambda end: Named([1, end]),
-        lambda end: functools.partial(print, end),
-        lambda end: functools.partial(print, key=[end]),
-        lambda end: Call(print, (end,), {}),
-        lambda end: Call(print, (), {"key": end}),
-        lambda end: Call(functools.partial(print, end), (), {}),
-    ],
-)
-def test_a_channel_is_found_among_the_arguments(wrap: Callable[[Any], Any]) -> None:
-    here, there = channel()
-    found = _fork._contents({"_args": (wrap(here),)})
-    assert id(here) in found
-    assert id(here._end.link) in found
-    assert id(there) not in found
-    here.close()
-    there.close()
-
-
-def test_long_containers_are_not_searched() -> None:
-    here, there = channel()
-    assert id(here) not in _fork._contents({"_args": ([0] * 10_000 + [here],)})
-    here.close()
-    there.close()
-
-
-def test_arguments_that_contain_themselves_are_searched_once() -> None:
-    endless: list[Any] = []
-    endless.append(endless)
-    assert id(endless) in _fork._contents({"_args": (endless,)})
-
-
 def test_what_was_known_and_is_garbage_is_not_told() -> None:
     here, there = Link.pair()
     here.close()
@@ -233,3 +186,61 @@ def test_signals_work_in_a_child_forked_by_hand() -> None:
     signal = Signal()
     in_a_forked_child(signal.set)
     assert signal.is_set()
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Yield a reading end, to be closed here, and a writing end, to be closed by the test."""
+    reader, writer = os.pipe()
+    yield reader, writer
+    os.close(reader)
+
+
+def ended(reader: int) -> bool:
+    """Tell whether nobody has the writing end of a pipe any more."""
+    return bool(_wait.poll([reader], 0))
+
+
+def test_descriptors_held_for_a_moment_stay_with_the_parent(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    kept = _fork.owned([writer])
+    copy = kept.keep_copy(writer)
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    assert kept == [writer, copy]
+    assert not ended(reader)
+    kept.close()
+    assert _wait.poll([reader], PATIENCE)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    kept.close()
+    assert _fork.owned(kept) is kept
+
+
+def test_a_descriptor_given_away_is_not_closed(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    kept = _fork.owned([writer])
+    assert kept.give(0, str) == str(writer)
+    assert kept == [-1]
+    kept.close()
+    assert not ended(reader)
+    os.close(writer)
+
+
+def test_one_that_could_not_be_given_away_is(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    kept = _fork.owned([writer])
+    with pytest.raises(ZeroDivisionError):
+        kept.give(0, lambda fd: fd // 0)
+    kept.close()
+    assert ended(reader)
+
+
+def test_descriptors_that_nobody_took_are_closed_with_their_list(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    kept = _fork.owned([writer])
+    assert not ended(reader)
+    del kept
+    gc.collect()
+    assert ended(reader)

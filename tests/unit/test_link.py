@@ -313,6 +313,63 @@ class TestStream:
         here.close()
         there.close()
 
+    def test_a_send_that_may_not_wait_leaves_the_rest_for_later(self) -> None:
+        """So that an event loop can go on with it, and nothing is sent twice."""
+        here, there = Link.pair()
+        raw(here).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        assert here.send(b"x" * PACKET, [], Deadline(0))
+        assert not here.flush()
+        assert not here.send(b"y", [], Deadline(0))  # the rest comes first
+        assert there.receive(Deadline(0)) is None
+        while not here.flush():
+            there.receive(Deadline(0.001))
+        assert here.send(b"y", [], Deadline(0))
+        packets = [*there.inbox, there.receive(Deadline(PATIENCE))]
+        assert packets[0] == (b"x" * PACKET, [])
+        here.close()
+        there.close()
+
+    @pytest.mark.parametrize("moment", ["sent", "not sent"])
+    def test_a_send_that_is_interrupted_leaves_no_half_packet_in_the_way(
+        self, moment: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here, there = Link.pair()
+        raw(here).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        receipt: list[int] = []
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            if moment == "not sent":
+                patch.setattr(here, "_sent", interrupt)
+            patch.setattr("mpkit._link._may_wait", interrupt)
+            here.send(b"x" * PACKET, [], receipt=receipt)
+        assert bool(receipt) == (moment == "sent")
+        sender = threading.Thread(target=lambda: here.send(b"y", []))
+        sender.start()
+        expected = [b"x" * PACKET, b"y"] if moment == "sent" else [b"y"]
+        assert [received(there) for _ in expected] == expected
+        sender.join()
+        here.close()
+        there.close()
+
+    def test_a_part_of_a_packet_moves_along(self) -> None:
+        here, there = Link.pair()
+        here.send(b"whole", [])
+        raw(here).sendall(b"\0\0\0\x05abc")
+        assert there.poll(Deadline(0))
+        assert there.inbox == [(b"whole", [])]
+        there.receive()
+        assert not there.poll(Deadline(0))  # half a packet is nothing to receive
+        moved = Link.adopt(os.dup(there.fd))
+        moved.keep(*there.kept())
+        there.close()
+        raw(here).sendall(b"de")
+        assert received(moved) == b"abcde"
+        here.close()
+        moved.close()
+
 
 def test_one_thread_receives_while_another_sends(pair: Pair) -> None:
     """Each direction has its own thread at each end; nothing is mixed up."""

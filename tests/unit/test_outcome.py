@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import threading
+import traceback
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,37 @@ class Ending(BaseException):
     pass
 
 
+class EndingGroup(BaseExceptionGroup[BaseException]):
+    pass
+
+
+class Frozen(Exception):
+    """As a frozen dataclass does, it refuses to have ``__cause__`` set, too."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
+class Forgetful(Exception):
+    """Its pickle has no room for notes."""
+
+    def __reduce__(self) -> Any:
+        return Forgetful, ()
+
+
+class Mute(Exception):
+    """No traceback of it can be printed: whoever asks for anything is told off."""
+
+    @property
+    def __notes__(self) -> Any:
+        raise SystemExit(4)
+
+    def __str__(self) -> str:
+        raise SystemExit(4)
+
+    __repr__ = __str__
+
+
 class Explosive(Exception):
     """Its rebuilding ends the process, if nobody is careful."""
 
@@ -123,13 +155,114 @@ def test_notes_arrive() -> None:
     assert "while parsing line 7" in there.__cause__.text
 
 
-def test_causes_are_in_the_text() -> None:
-    error = ValueError("wrong")
-    error.__cause__ = KeyError("the reason")
+def test_causes_arrive_and_the_traceback_is_the_last_of_them() -> None:
+    there = arrived(raised_from(ValueError("wrong"), raised_from(KeyError("reason"), OSError(2))))
+    assert chain_of(there) == ["ValueError('wrong')", "KeyError('reason')", "OSError(2)", TEXT]
+    assert isinstance(there.__cause__, KeyError)
+    assert there.__context__ is there.__cause__
+    printed = "".join(traceback.format_exception(there))
+    assert printed.count("in raised_from") == 4  # the lines of the other process, once
+    assert printed.index('"""') < printed.index("direct cause")
+
+
+def test_contexts_arrive() -> None:
+    there = arrived(raised_during(ValueError("wrong"), KeyError("reason")))
+    assert chain_of(there) == ["ValueError('wrong')", TEXT]
+    assert repr(there.__context__) == "KeyError('reason')"
+    assert not there.__suppress_context__
+    assert "During handling" in str(there.__cause__)
+
+
+def test_a_suppressed_context_arrives_suppressed() -> None:
+    error = raised_during(ValueError("wrong"), KeyError("reason"))
+    error.__suppress_context__ = True
     there = arrived(error)
-    assert isinstance(there.__cause__, RemoteTraceback)
-    assert "KeyError: 'the reason'" in there.__cause__.text
-    assert "direct cause" in there.__cause__.text
+    assert repr(there.__context__) == "KeyError('reason')"
+    assert there.__suppress_context__
+    assert "reason" not in "".join(traceback.format_exception(there))
+
+
+def test_a_cause_that_cannot_travel_is_replaced_in_its_place() -> None:
+    there = arrived(raised_from(ValueError("wrong"), raised_from(Holder(), KeyError("reason"))))
+    stand_in = there.__cause__
+    assert isinstance(stand_in, RemoteError)
+    assert stand_in.type_name.endswith("Holder")
+    assert "in raised_from" in stand_in.traceback
+    assert repr(stand_in.__cause__) == "KeyError('reason')"
+
+
+def test_causes_that_are_never_raised_here_arrive_as_they_are() -> None:
+    there = arrived(raised_from(ValueError("wrong"), KeyboardInterrupt()))
+    assert isinstance(there.__cause__, KeyboardInterrupt)
+
+
+def test_a_cause_that_is_an_attribute_too_is_still_one_object() -> None:
+    reason = KeyError("reason")
+    error = raised_from(ValueError("wrong"), reason)
+    error.reason = reason  # type: ignore[attr-defined]
+    there: Any = arrived(error)
+    assert there.reason is there.__cause__
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_a_circle_of_causes_arrives_open(length: int) -> None:
+    errors = [ValueError(number) for number in range(length)]
+    for error, cause in zip(errors, [*errors[1:], errors[0]], strict=True):
+        error.__cause__ = error.__context__ = cause
+    there = arrived(errors[0])
+    assert chain_of(there) == [*map(repr, errors), TEXT]
+
+
+def test_an_endless_chain_arrives_in_part() -> None:
+    first = ValueError(0)
+    last = first
+    for number in range(1, 5000):
+        last.__cause__ = ValueError(number)
+        last = last.__cause__
+    chain = chain_of(arrived(first))
+    assert 500 < len(chain) < 5000
+    assert chain[:2] == ["ValueError(0)", "ValueError(1)"]
+    assert chain[-1] == TEXT
+
+
+def test_what_came_from_another_process_shows_its_traceback_once() -> None:
+    """As where a job waits for a job."""
+    there = arrived(arrived(raised_from(ValueError("wrong"), KeyError("reason"))))
+    assert chain_of(there) == ["ValueError('wrong')", "KeyError('reason')", TEXT]
+    assert "".join(traceback.format_exception(there)).count("in raised_from") == 2
+
+
+def raised_from(error: BaseException, cause: BaseException) -> BaseException:
+    """Return ``error`` after ``raise error from cause``."""
+    try:
+        try:
+            raise cause
+        except BaseException as caught:
+            raise error from caught
+    except BaseException as caught:
+        return caught
+
+
+def raised_during(error: BaseException, handled: BaseException) -> BaseException:
+    try:
+        try:
+            raise handled
+        except BaseException:
+            raise error  # noqa: B904
+    except BaseException as caught:
+        return caught
+
+
+TEXT = "the remote traceback"
+
+
+def chain_of(error: BaseException | None) -> list[str]:
+    """Return the reprs of an exception and its causes."""
+    chain: list[str] = []
+    while error is not None:
+        chain.append(TEXT if isinstance(error, RemoteTraceback) else repr(error))
+        error = error.__cause__
+    return chain
 
 
 def test_groups_arrive_whole() -> None:
@@ -139,6 +272,72 @@ def test_groups_arrive_whole() -> None:
         repr(there)
         == "ExceptionGroup('both', [ValueError(1), ExceptionGroup('in', [KeyError(2)])])"
     )
+
+
+class Numbered(ExceptionGroup[Exception]):
+    """A group of one's own, without a ``derive``, which keeps an attribute."""
+
+    number = 0
+
+
+def test_the_members_of_groups_keep_notes_and_causes() -> None:
+    member = raised_from(ValueError(1), KeyError("reason"))
+    member.add_note("of a member")
+    group = Numbered("both", [member, ExceptionGroup("in", [OSError(2)])])  # type: ignore[list-item]
+    group.number = 7
+    group.add_note("of the group")
+    there = arrived(group)
+    assert isinstance(there, Numbered)
+    assert there.number == 7
+    assert there.__notes__ == ["of the group"]
+    assert there.exceptions[0].__notes__ == ["of a member"]
+    assert chain_of(there.exceptions[0]) == ["ValueError(1)", "KeyError('reason')"]
+    assert chain_of(there)[1:] == [TEXT]
+
+
+def test_a_member_that_cannot_travel_is_replaced_in_its_place() -> None:
+    held = Holder()
+    held.add_note("a note")
+    there = arrived(ExceptionGroup("both", [ExceptionGroup("in", [held]), ValueError(1)]))
+    assert isinstance(there, ExceptionGroup)
+    inner, other = there.exceptions
+    assert isinstance(inner, ExceptionGroup)
+    assert isinstance(inner.exceptions[0], RemoteError)
+    assert inner.exceptions[0].__notes__ == ["a note"]
+    assert "lock" in inner.exceptions[0].why
+    assert repr(other) == "ValueError(1)"
+
+
+def test_a_group_dissolves_of_which_a_member_is_not_raised_here() -> None:
+    group = BaseExceptionGroup("b", [KeyboardInterrupt(), SystemExit(3), ValueError(1)])
+    there = arrived(group)
+    assert type(there) is ExceptionGroup
+    assert [type(member) for member in there.exceptions] == [RemoteError, TaskExit, ValueError]
+
+
+def test_a_member_caused_by_its_own_group_arrives() -> None:
+    """As by ``raise group.exceptions[0] from group``."""
+    member = ValueError(1)
+    group = ExceptionGroup("both", [member, Holder()])
+    there = arrived(raised_from(member, group))
+    assert isinstance(there, ValueError)
+    assert isinstance(there.__cause__, ExceptionGroup)
+    assert there.__cause__.exceptions[0] is there
+    assert isinstance(there.__cause__.exceptions[1], RemoteError)
+
+
+def test_many_members_and_deep_groups_arrive() -> None:
+    wide = arrived(ExceptionGroup("wide", [ValueError(number) for number in range(3000)]))
+    assert isinstance(wide, ExceptionGroup)
+    assert [member.args for member in wide.exceptions] == [(number,) for number in range(3000)]
+    deep: Exception = ValueError(0)
+    for _ in range(300):
+        deep = ExceptionGroup("deep", [deep])
+    there = arrived(deep)
+    for _ in range(300):
+        assert isinstance(there, ExceptionGroup)
+        (there,) = there.exceptions
+    assert repr(there) == "ValueError(0)"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +350,7 @@ def test_groups_arrive_whole() -> None:
         (Ending("x"), "it is not an Exception"),
         (KeyboardInterrupt(), "it is not an Exception"),
         (GeneratorExit(), "it is not an Exception"),
-        (BaseExceptionGroup("b", [Ending("x")]), "it is not an Exception"),
+        (EndingGroup("b", [Ending("x")]), "it is not an Exception"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -161,8 +360,30 @@ def test_one_that_cannot_travel_is_replaced(error: BaseException, why: str) -> N
     assert why in there.why
     assert there.type_name.endswith(type(error).__name__)
     assert there.message == str(error)
+    assert there.repr == repr(error)
     assert "in raise_it" in there.traceback
     assert isinstance(there.__cause__, RemoteTraceback)
+
+
+def test_one_that_is_frozen_arrives() -> None:
+    error = Frozen()
+    BaseException.__setattr__(error, "__cause__", KeyError("reason"))
+    there = arrived(error)
+    assert isinstance(there, Frozen)
+    assert chain_of(there)[1:] == ["KeyError('reason')", TEXT]
+
+
+def test_notes_arrive_though_its_pickle_forgets_them() -> None:
+    error = Forgetful()
+    error.add_note("a note")
+    assert arrived(error).__notes__ == ["a note"]
+
+
+def test_one_of_which_nothing_can_be_said_arrives() -> None:
+    there = arrived(Mute())
+    assert type(there) is Mute
+    assert isinstance(there.__cause__, RemoteTraceback)
+    assert "in raise_it" in there.__cause__.text
 
 
 def test_one_without_words_arrives() -> None:
@@ -228,6 +449,35 @@ def test_a_result_that_cannot_travel_is_a_failure_of_the_call() -> None:
         NotPicklable, match=r"the result of task f \(len\) cannot be pickled: .*lock"
     ):
         travelled(threading.Lock())
+
+
+def test_it_says_what_cannot_be_pickled_and_in_what() -> None:
+    with pytest.raises(NotPicklable) as caught:
+        travelled({"deep": [1, {"in": threading.Lock()}], "long": "x" * 10_000})
+    assert "(inside it: <unlocked _thread.lock object" in caught.value.why
+    assert caught.value.repr.startswith("{'deep': [1, {'in': <unlocked")
+    assert len(caught.value.repr) <= 500
+    assert caught.value.repr in str(caught.value)
+    assert "cannot pickle" in str(caught.value.__cause__)
+    assert chain_of(caught.value)[-1] == TEXT
+
+
+class Shy:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __repr__(self) -> str:
+        raise self.error
+
+    def __reduce__(self) -> Any:
+        raise ValueError("never")
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3)])
+def test_a_result_that_cannot_be_shown_is_named_all_the_same(error: BaseException) -> None:
+    with pytest.raises(NotPicklable, match="ValueError: never") as caught:
+        travelled(Shy(error))
+    assert "Shy" in caught.value.repr
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(2)])

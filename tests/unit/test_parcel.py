@@ -517,4 +517,4 @@ class Claims:
         self.index = index
 
     def __reduce__(self) -> Any:
-        return _parcel.claim, (self.index,)
+        return _parcel.claim, (self.index, int)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import resource
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import Signal, _wait, channel, wait
+from mpkit import ChannelClosed, EndOfChannel, Signal, _wait, channel, start, wait
 from mpkit._wait import Deadline
 from tests.support import PATIENCE, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 @pytest.fixture
@@ -136,6 +137,75 @@ def test_hundreds_of_channels_take_one_wait() -> None:
     for pair in pairs:
         for end in pair:
             end.close()
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Allow this process as many descriptors as it may have."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_of_hundreds_of_ends_only_those_that_are_ready_are_looked_at(
+    many_descriptors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [channel() for _ in range(600)]
+    ends = [here for here, _ in pairs]
+    polls: list[int] = []
+
+    def counted(fds: Iterable[int], timeout: float | None = None) -> list[int]:
+        polls.append(1)
+        return poll(fds, timeout)
+
+    poll = _wait.poll
+    monkeypatch.setattr(_wait, "poll", counted)
+    for number in (7, 300, 599):
+        pairs[number][1].send("here")
+    pairs[301][1].close()
+    for timeout in (0, PATIENCE, None):
+        polls.clear()
+        assert wait(*ends, timeout=timeout) == [ends[number] for number in (7, 300, 301, 599)]
+        assert len(polls) == 1 + 4
+    for end in [*ends, *(there for _, there in pairs)]:
+        end.close()
+
+
+def test_an_end_that_is_known_to_be_over_is_not_waited_for() -> None:
+    """Its peer has said goodbye, and may yet be stopped before it closes its socket."""
+    (here, there), (other, another) = channel(), channel()
+    there._end.say_goodbye()
+    with pytest.raises(EndOfChannel):
+        here.recv(PATIENCE)
+    assert wait(other, here) == [here]
+    another.send(1)
+    assert wait(other, here) == [other, here]
+    for end in (here, there, other, another):
+        end.close()
+
+
+def test_a_job_that_has_said_its_last_is_not_waited_for(start_method: str) -> None:
+    """Its process may take its time to end."""
+    go, never = Signal(), Signal()
+    with start(leave_a_thread, go) as job:
+        assert wait(never, job) == [job]
+        assert job.is_alive()
+        assert wait(never, job) == [job]
+        go.set()
+
+
+def leave_a_thread(go: Signal) -> None:
+    """Return, while the process has to wait for this one."""
+    threading.Thread(target=go.wait, args=(PATIENCE,)).start()
+
+
+def test_a_closed_end_cannot_be_waited_for() -> None:
+    here, there = channel()
+    here.close()
+    with pytest.raises(ChannelClosed):
+        wait(Signal(), here)
+    there.close()
 
 
 def test_a_future_that_is_done_after_a_wait_gave_up_harms_nobody() -> None:

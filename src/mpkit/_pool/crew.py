@@ -15,10 +15,10 @@ import termios
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mpkit import _platform, _wait
+from mpkit import _fork, _platform, _wait
+from mpkit._child import Child
 from mpkit._link import Link, LinkDown, discard
 from mpkit._pool import wire, worker
-from mpkit._process import Child
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class Worker:
     def __init__(self, context: BaseContext, init: Call | None, *, report_memory: bool) -> None:
         self._inbox, reader = Link.pair()
         self.outbox, writer = Link.pair()
-        self._unread = Link.adopt(os.dup(reader.fd))
+        with _fork.guard:  # no child is born with a copy that nobody knows of
+            self._unread = Link.adopt(os.dup(reader.fd))
         # Sizes of packets and their tasks, for a system whose sockets know no packets.
         self._sent: deque[tuple[int, list[int]]] = deque()
         #: What it was sent with descriptors, and has not reported.

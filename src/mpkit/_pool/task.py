@@ -29,7 +29,7 @@ class Task(Future[R]):
 
     ``cancel`` works until the task is sent to a worker. When an asyncio task that awaits
     this one is cancelled, this one is cancelled likewise. The exception of a call that
-    raised has the worker's traceback as its cause; if the worker died it is
+    raised has the worker's traceback as its last cause; if the worker died it is
     `WorkerDied`, after too long a run it is `TaskTimeout`.
 
     Example:

@@ -69,7 +69,8 @@ def _ignore(number: int, frame: object) -> None:
 
 def _initialized(init: Call, outbox: Link) -> bool:
     try:
-        init.fn(*init.args, **init.kwargs)
+        call = init.arrived()
+        call.fn(*call.args, **call.kwargs)
     except BaseException as error:  # noqa: BLE001  to be raised by the tasks that wait
         parcel = _outcome.pack_error(f"the initializer {init.what}", error, skip_frames=1)
         data, fds = parcel.seal(wire.init_failed_header())
@@ -109,13 +110,7 @@ def _report(
 ) -> None:
     resident = _platform.resident_bytes() if report_memory else 0
     header = wire.done_header(task, began, ended, resident)
-    try:
-        data, fds = parcel.seal(header + kind)
-    except OSError as error:  # no descriptors or no memory are left: that can be said
-        parcel.close()
-        error.add_note(f"(raised while a worker reported the result of task {task})")
-        parcel = _outcome.pack_error(f"the result of task {task}", error)
-        data, fds = parcel.seal(header + _outcome.FAILED)
+    parcel, data, fds = _outcome.seal(header, kind, parcel, f"task {task}")
     with contextlib.closing(parcel):
         outbox.send(data, fds)
         parcel.depart("moved to the process that has the pool")
