@@ -4,6 +4,9 @@ Each library runs each case in a process of its own, and the libraries take turn
 a round, so that a slow moment of the machine hits all alike. The table has medians, the
 spread (lowest to highest), and the ratio of mpkit to the best peer: below 1.00x mpkit is
 faster. Only ratios of one run mean anything.
+
+``--curve PICTURE`` draws what a channel carries over the size of a message instead, and
+``--thresholds`` prints what mpkit's own limits of size were chosen by.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import statistics
 import subprocess
 import sys
 
-from benchmarks import limits, pools, primitives
+from benchmarks import limits, pools, primitives, sizes
 from benchmarks.registry import Case
 
 CASES = pools.CASES + limits.CASES + primitives.CASES
@@ -33,6 +36,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="rounds (5, or 2 with --quick)")
     parser.add_argument("--json", help="write the raw figures to this file")
     parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--curve", metavar="PICTURE", help="draw throughput over sizes, and end")
+    parser.add_argument("--thresholds", action="store_true", help="measure mpkit's own, and end")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -40,6 +45,12 @@ def main() -> None:
         print(json.dumps(CASES[int(case_number)].runs[library](int(count))))
         return
     rounds = options.rounds or (2 if options.quick else 5)
+    if options.curve:
+        sizes.curve(options.curve, rounds)
+        return
+    if options.thresholds:
+        sizes.thresholds(rounds)
+        return
     cases = [case for case in CASES if options.only in case.name]
     figures = measure(cases, rounds, quick=options.quick)
     print(f"\nPython {platform.python_version()}, {platform.system()}, {rounds} rounds\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,13 @@ from benchmarks.registry import Case, case
 WAKE = case("set, another process wakes and answers", "µs", count=2_000, quick=300)
 BEREAVED = case("set() after 50 of 100 waiters were killed, its own time", "µs", count=3, quick=1)
 ROUND_TRIP = case("small message, there and back", "µs", count=5_000, quick=500)
-LARGE = case("16 MB array, one way", "MB/s", count=30, quick=5, size=16_000_000)
+ONE_WAY = case("small message, one way", "µs", count=20_000, quick=2_000)
+LARGE = [
+    case("1 MB array, to who reads it", "MB/s", count=500, quick=100, size=1_000_000),
+    case("16 MB array, to who reads it", "MB/s", count=50, quick=10, size=16_000_000),
+    case("100 MB array, to who reads it", "MB/s", count=20, quick=8, size=100_000_000),
+]
+DEATH = case("SIGKILL, until the other end learns of it", "µs", count=20, quick=5)
 
 
 def _answer(ping: Any, pong: Any, count: int) -> None:
@@ -116,7 +123,8 @@ def _echo(end: Any) -> None:
 
 def _swallow(end: Any) -> None:
     while (message := end.recv()) is not None:
-        int(message.sum())  # reads every byte
+        if not isinstance(message, int):
+            int(message.sum())  # reads every byte
     end.send(None)
 
 
@@ -135,16 +143,15 @@ def _talks(here: Any, there: Any, count: int) -> float:
     return seconds
 
 
-def _pours(here: Any, there: Any, count: int) -> float:
-    import numpy
-
-    array = numpy.ones(LARGE.size // 8)
+def pour(here: Any, there: Any, message: Any, count: int) -> float:
+    """Return the seconds that it takes to send ``message`` to who reads it, so many times."""
     process = multiprocessing.Process(target=_swallow, args=(there,))
     process.start()
-    here.send(array)
+    for _ in range(min(count, WARM)):
+        here.send(message)
     began = time.perf_counter()
     for _ in range(count):
-        here.send(array)
+        here.send(message)
     here.send(None)
     here.recv()
     seconds = time.perf_counter() - began
@@ -152,11 +159,53 @@ def _pours(here: Any, there: Any, count: int) -> float:
     return seconds
 
 
-@ROUND_TRIP.run("mpkit")
-def _(count: int) -> float:
+#: How many messages are sent before the time begins: what is kept is warm then.
+WARM = 6
+
+
+def _wait_to_be_killed(end: Any) -> None:
+    end.send(None)
+    signal.pause()
+
+
+def _bereaves(make: Callable[[], Any], count: int) -> float:
+    """Return the seconds from SIGKILL to the end that the peer's messages have then."""
+    seconds = 0.0
+    for _ in range(count):
+        here, there = make()
+        process = multiprocessing.Process(target=_wait_to_be_killed, args=(there,))
+        process.start()
+        there.close()  # without which a Pipe never tells
+        here.recv()
+        began = time.perf_counter()
+        process.kill()
+        try:
+            here.recv()
+        except (EOFError, OSError):
+            seconds += time.perf_counter() - began
+        process.join()
+    return seconds
+
+
+def _mpkit() -> Any:
     import mpkit
 
-    return _talks(*mpkit.channel(), count)
+    return mpkit.channel()
+
+
+@ONE_WAY.run("mpkit")
+def _(count: int) -> float:
+    return pour(*_mpkit(), 1, count)
+
+
+@ONE_WAY.run("multiprocessing")
+def _(count: int) -> float:
+    return pour(*multiprocessing.Pipe(), 1, count)
+
+
+@ROUND_TRIP.run("mpkit")
+def _(count: int) -> float:
+    return _talks(*_mpkit(), count)
 
 
 @ROUND_TRIP.run("multiprocessing")
@@ -164,16 +213,31 @@ def _(count: int) -> float:
     return _talks(*multiprocessing.Pipe(), count)
 
 
-@LARGE.run("mpkit")
+def _array(size: int) -> Any:
+    import numpy
+
+    return numpy.ones(size // 8)
+
+
+for _case in LARGE:
+
+    @_case.run("mpkit")
+    def _(count: int, size: int = _case.size) -> float:
+        return pour(*_mpkit(), _array(size), count)
+
+    @_case.run("multiprocessing")
+    def _(count: int, size: int = _case.size) -> float:
+        return pour(*multiprocessing.Pipe(), _array(size), count)
+
+
+@DEATH.run("mpkit")
 def _(count: int) -> float:
-    import mpkit
-
-    return _pours(*mpkit.channel(), count)
+    return _bereaves(_mpkit, count)
 
 
-@LARGE.run("multiprocessing")
+@DEATH.run("multiprocessing")
 def _(count: int) -> float:
-    return _pours(*multiprocessing.Pipe(), count)
+    return _bereaves(multiprocessing.Pipe, count)
 
 
-CASES: list[Case] = [WAKE, BEREAVED, ROUND_TRIP, LARGE]
+CASES: list[Case] = [WAKE, BEREAVED, ONE_WAY, ROUND_TRIP, *LARGE, DEATH]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import _lifeline, _limit, _presence, _runtime
+from mpkit import _lifeline, _limit, _presence, _runtime, _segment
 from tests.support import PATIENCE, Spawn
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def _descriptors() -> Counter[str]:
     """Return what this process has open, but for what stays open by design."""
     found: Counter[str] = Counter()
     multiprocessing.active_children()  # reaps those of the fork server too, which end later
+    _segment.clear()
     ours = {home._fd for home in _runtime._homes.values()}
     ours |= {presence._fd for presence in _presence._shown.values()}
     ours |= {_forkserver()._forkserver_alive_fd, _tracker()._fd}

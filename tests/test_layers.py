@@ -33,6 +33,7 @@ LAYERS = [
     "_pickling",
     "_frames",
     "_link",
+    "_segment",
     "_parcel",
     "_codec",
     "_closing",

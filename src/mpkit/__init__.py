@@ -19,7 +19,7 @@ a few processes, and `wait` waits for any of them.
 #   _semaphore, _limit                     Semaphore and limit
 #   _listing     for `python -m mpkit limits`, in __main__
 #   _pickling    objects to bytes          _frames     packets over a stream
-#   _link        packets over one socket
+#   _link        packets over one socket   _segment    memory beside a message
 #   _parcel      messages, big buffers     _codec      pickle or msgspec
 #   _closing     what is closed at exit    _end        messages and goodbyes
 #   _port        an end in its process     _channel    Channel

@@ -55,10 +55,10 @@ class MsgspecCodec:
         return MsgspecCodec, self._types
 
     def pack(self, message: object, channel: str) -> Parcel:
-        parcel = Parcel()
+        parcel = Parcel(trusting=False)
         try:
             parcel.stream = self._encode(message)
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             what = f"the message {_short(message)} for {channel}"
             raise NotPicklable(what, f"msgspec cannot encode it: {error}") from error
         return parcel
@@ -67,7 +67,9 @@ class MsgspecCodec:
         stream = _parcel.unpack_stream(data, fds)
         try:
             return self._decode(stream)
-        except self._error as error:
+        # A text that is no UTF-8 is a ValueError, and lists too deep in each other are a
+        # RecursionError: they are no errors of msgspec's, but of the message all the same.
+        except (self._error, ValueError, RecursionError) as error:
             raise MessageTypeError(channel, f"a message of the wrong type: {error}") from error
 
 

@@ -7,6 +7,7 @@ off, so that what macOS would run can be tested on Linux.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -61,15 +62,25 @@ def anonymous_file(size: int) -> int:
     if HAS_MEMFD:
         fd = os.memfd_create("mpkit", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:
-        import tempfile  # noqa: PLC0415  slow to import, and rarely needed
-
-        fd, path = tempfile.mkstemp(prefix="mpkit-")
-        os.unlink(path)
+        fd = _nameless_file()
     try:
         os.ftruncate(fd, size)
     except BaseException:
         os.close(fd)
         raise
+    return fd
+
+
+def _nameless_file() -> int:
+    import tempfile  # noqa: PLC0415  slow to import, and rarely needed
+
+    if hasattr(os, "O_TMPFILE"):
+        # One that never had a name. Not every file system can do that.
+        with contextlib.suppress(OSError):
+            return os.open(tempfile.gettempdir(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    # A process that is killed between these two lines leaves an empty file.
+    fd, path = tempfile.mkstemp(prefix="mpkit-")
+    os.unlink(path)
     return fd
 
 
@@ -101,18 +112,34 @@ _maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
 def private_map(fd: int, size: int) -> mmap.mmap | None:
-    """Map a file so that writes stay in this process; None if there are too many maps.
+    """Map a file so that writes stay in this process; None if there is no room for a map.
 
     Private, because the sender may have to send the same file again. Before Python 3.13
     a map keeps a copy of the descriptor: who holds a thousand arrays would have none left.
     """
-    if sys.version_info >= (3, 13):
-        return mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, trackfd=False)
-    if len(_maps) >= MOST_MAPS:
+    if sys.version_info < (3, 13) and len(_maps) >= MOST_MAPS:
         return None
-    mapped = mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE)
-    _maps.add(mapped)
+    mapped = _map(fd, size, mmap.MAP_PRIVATE)
+    if mapped is not None:
+        _maps.add(mapped)
     return mapped
+
+
+def shared_map(fd: int, size: int) -> mmap.mmap | None:
+    """Map a file so that writes go to it; None if there is no room for a map.
+
+    With all its pages at once, if the system can: a fault for each costs three times that.
+    """
+    return _map(fd, size, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+
+
+def _map(fd: int, size: int, flags: int) -> mmap.mmap | None:
+    try:
+        if sys.version_info >= (3, 13):
+            return mmap.mmap(fd, size, flags=flags, trackfd=False)
+        return mmap.mmap(fd, size, flags=flags)
+    except OSError:  # too many maps, no descriptor for its copy, no memory for its pages
+        return None
 
 
 #: Whether a local socket can keep packets apart (macOS has no SOCK_SEQPACKET for AF_UNIX).
@@ -356,6 +383,14 @@ def exit_reason(exitcode: int | None) -> str:
     except ValueError:
         name = f"signal {-exitcode}"
     return f"was killed by {name}"
+
+
+def memory() -> int:
+    """Return how many bytes of memory the machine has; 0 if that is not known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
 
 
 def usable_cores() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mpkit import _codec
+from mpkit import _codec, _segment
 from mpkit._errors import MessageTypeError, NotPicklable
 from mpkit._link import Malformed
 from tests.support import copied
@@ -71,7 +71,34 @@ def test_bytes_that_are_no_message_are_of_the_wrong_type(
     checked: _codec.Codec, content: bytes
 ) -> None:
     with pytest.raises(MessageTypeError):
-        checked.unpack(b"\x00" + content, [], END)
+        checked.unpack(b"\x00\x00" + content, [], END)
+
+
+@pytest.mark.parametrize("content", [b"\xa1\xff", b"\x91" * 50_000 + b"\xc0"])
+def test_text_that_is_none_and_lists_too_deep_are_of_the_wrong_type(content: bytes) -> None:
+    pytest.importorskip("msgspec")
+    codec = _codec.make("msgspec", object, object)
+    with pytest.raises(MessageTypeError, match=END):
+        codec.unpack(b"\x00\x00" + content, [], END)
+
+
+def test_what_is_too_deep_for_msgspec_raises_before_anything_is_sent() -> None:
+    pytest.importorskip("msgspec")
+    nested: list[object] = []
+    for _ in range(50_000):
+        nested = [nested]
+    with pytest.raises(NotPicklable, match="cannot encode it"):
+        _codec.make("msgspec", object, object).pack(nested, END)
+    while nested:  # its own deallocation is not the subject
+        nested = nested[0]  # type: ignore[assignment]
+
+
+def test_a_peer_that_is_not_trusted_gets_memory_that_nobody_has_again() -> None:
+    pytest.importorskip("msgspec")
+    codec = _codec.make("msgspec", bytes, bytes)
+    with contextlib.closing(codec.pack(bytes(100_000), END)) as parcel:
+        parcel.seal()
+        assert not _segment._kept.sizes()
 
 
 def test_a_packet_that_is_none_is_malformed(checked: _codec.Codec) -> None:
@@ -81,8 +108,8 @@ def test_a_packet_that_is_none_is_malformed(checked: _codec.Codec) -> None:
 
 def test_msgspec_closes_descriptors_that_it_did_not_ask_for(checked: _codec.Codec) -> None:
     reader, writer = os.pipe()
-    with pytest.raises(MessageTypeError):
-        checked.unpack(b"\x00\x01", [writer], END)
+    with pytest.raises(Malformed):
+        checked.unpack(b"\x00\x01\xc0", [writer], END)
     assert os.read(reader, 1) == b""
     os.close(reader)
 

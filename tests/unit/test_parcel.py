@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import resource
+import socket
 import struct
+import tempfile
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_strategies
 
-from mpkit import _parcel, _platform
+from mpkit import _parcel, _platform, _segment
 from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed
 from mpkit._parcel import pack, unpack, unpack_stream
 from mpkit._pickling import OUT_OF_BAND
+from mpkit._platform import socket_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,6 +211,23 @@ def test_own_keeps_what_was_packed() -> None:
     assert bytes(raw) == memory
 
 
+def test_own_takes_a_bounded_number_of_descriptors() -> None:
+    """And none of them is lost."""
+    before = len(os.listdir("/dev/fd"))
+    arrays = [np.full(20_000, number) for number in range(100)]
+    with contextlib.ExitStack() as stack:
+        parcels = [stack.enter_context(contextlib.closing(pack(it, "it"))) for it in arrays]
+        for parcel, array in zip(parcels, arrays, strict=True):
+            parcel.own()
+            array[...] = -1
+        assert len(os.listdir("/dev/fd")) - before <= 3 * _segment.MOST_KEPT
+        for number, parcel in enumerate(parcels):
+            data, fds = parcel.seal()
+            assert (unpack(data, [os.dup(fd) for fd in fds]) == number).all()
+    _segment.clear()
+    assert len(os.listdir("/dev/fd")) == before
+
+
 def test_unpickling_errors_are_the_users_and_leak_nothing() -> None:
     data, fds = sent([large(), Fails()])
     with pytest.raises(EOFError, match="mine"):
@@ -237,6 +259,16 @@ def segment(content: bytes, size: int | None = None) -> int:
     return fd
 
 
+def inline(stream: bytes, carried: int = 0) -> bytes:
+    """Return a packet without a segment, that says it has so many descriptors."""
+    return struct.pack("=cB", b"\0", carried) + stream
+
+
+def beside(used: int, carried: int = 0) -> bytes:
+    """Return the packet of a segment with so many bytes in use."""
+    return struct.pack("=cBQ", b"\2", carried, used) + bytes(100)
+
+
 SEGMENTS = {
     "empty": b"",
     "short": b"\1",
@@ -247,6 +279,7 @@ SEGMENTS = {
     "huge part": struct.pack("=QQ", 1, 2**63) + bytes(100),
     "parts that overflow": struct.pack("=QQQ", 2, 2**64 - 1, 2**64 - 1) + bytes(100),
     "beyond the end": struct.pack("=QQ", 1, 101) + bytes(100),
+    "many small parts": struct.pack("=Q", 1000) + bytes(2**17),
 }
 
 
@@ -254,22 +287,82 @@ SEGMENTS = {
 @pytest.mark.parametrize("read", [unpack, unpack_stream])
 def test_a_malformed_segment_is_named_so(read: Callable[..., Any], kind: str) -> None:
     fd = segment(SEGMENTS[kind])
-    with pytest.raises(Malformed):
-        read(b"\x01", [fd])
+    with pytest.raises(Malformed, match="a segment of"):
+        read(beside(len(SEGMENTS[kind])), [fd])
     assert closed(fd)
 
 
-@pytest.mark.parametrize("data", [b"", b"\x02", b"GET / HTTP/1.0", b"\x01"])
+@pytest.mark.parametrize("kind", SEGMENTS)
+@pytest.mark.parametrize("read", [unpack, unpack_stream])
+def test_malformed_parts_in_a_packet_are_named_so(read: Callable[..., Any], kind: str) -> None:
+    with pytest.raises(Malformed, match="a segment of"):
+        read(b"\1\0" + SEGMENTS[kind], [])
+
+
+def test_buffers_that_fit_into_the_packet_need_no_descriptor() -> None:
+    arrays = [np.arange(3000.0), np.arange(3001.0)]
+    data, fds = sent(arrays)
+    assert not fds
+    arrived = unpack(data, fds)
+    arrived[0][...] = 1.0
+    assert arrived[0].flags.aligned
+    assert np.array_equal(arrived[1], arrays[1])
+
+
+@pytest.mark.parametrize("read", [unpack, unpack_stream])
+def test_a_segment_with_more_in_use_than_it_has_is_malformed(read: Callable[..., Any]) -> None:
+    fd = segment(struct.pack("=QQ", 1, 100) + bytes(200))
+    with pytest.raises(Malformed, match="cannot have 300 in use"):
+        read(beside(300), [fd])
+    assert closed(fd)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\x03", b"GET / HTTP/1.0", b"\x01", b"\x02\0abc"])
 @pytest.mark.parametrize("read", [unpack, unpack_stream])
 def test_an_unknown_packet_is_malformed(read: Callable[..., Any], data: bytes) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(Malformed, match="is no packet"):
         read(data, [])
+
+
+@pytest.mark.parametrize("read", [unpack, unpack_stream])
+@pytest.mark.parametrize("extra", [-1, 1, 3])
+@pytest.mark.parametrize("bulky", [False, True])
+def test_a_descriptor_too_few_or_too_many_is_malformed(
+    read: Callable[..., Any], extra: int, bulky: bool
+) -> None:
+    """And nothing is unpickled, nothing is left open."""
+    carried = 0 if extra > 0 or bulky else 1
+    content = struct.pack("=QQ", 1, 4) + bytes(48) + pickle.dumps(None)
+    data = beside(len(content), carried) if bulky else inline(pickle.dumps(Fails()), carried)
+    fds = [segment(content) for _ in range(carried + bulky + extra)]
+    with pytest.raises(Malformed, match="descriptors"):
+        read(data, fds)
+    assert all(closed(fd) for fd in fds)
+
+
+def test_a_message_of_bytes_has_no_other_parts() -> None:
+    arrays = [np.zeros(OUT_OF_BAND), np.zeros(OUT_OF_BAND)]
+    data, fds = sent(arrays)
+    with pytest.raises(Malformed, match="more than its stream"):
+        unpack_stream(data, fds)
+    assert all(closed(fd) for fd in fds)
+
+
+def test_what_is_for_no_pickle_is_copied() -> None:
+    """Its sender, who is not trusted, could change it after it was checked."""
+    content = struct.pack("=QQ", 1, 2**21) + bytes(48) + bytes(2**21)
+    fd = segment(content)
+    mine = os.dup(fd)
+    stream = unpack_stream(beside(len(content)), [fd])
+    os.pwrite(mine, b"changed", 64)
+    assert bytes(stream[:7]) == bytes(7)
+    os.close(mine)
 
 
 def test_a_descriptor_that_is_no_memory_is_malformed() -> None:
     reader, writer = os.pipe()
     with pytest.raises(Malformed):
-        unpack(b"\x01", [reader])
+        unpack(beside(8), [reader])
     assert closed(reader)
     os.close(writer)
 
@@ -281,45 +374,142 @@ class TestAnUntrustedSegment:
         fd = _platform.anonymous_file(2**21)
         os.pwrite(fd, struct.pack("=QQ", 1, 100) + bytes(2**21 - 16), 0)
         with pytest.raises(Malformed, match="may lose"):
-            unpack_stream(b"\x01", [fd])
+            unpack_stream(beside(2**21), [fd])
         assert closed(fd)
 
     def test_that_is_a_file_on_disk_is_malformed(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(struct.pack("=QQ", 1, 100) + bytes(200))
         fd = os.open(tmp_path / "file", os.O_RDWR)
         with pytest.raises(Malformed, match="may lose"):
-            unpack_stream(b"\x01", [fd])
+            unpack_stream(beside(200), [fd])
         assert closed(fd)
 
     def test_that_has_no_memory_for_its_size_is_malformed(self) -> None:
         """To read it would take as much memory as it says."""
         fd = segment(struct.pack("=QQ", 1, 2**40), 2**40 + 64)
         with pytest.raises(Malformed, match="holes"):
-            unpack_stream(b"\x01", [fd])
+            unpack_stream(beside(2**40 + 64), [fd])
         assert closed(fd)
 
     def test_of_ours_cannot_become_shorter(self) -> None:
         with contextlib.closing(pack(bytes(2**21), "it")) as parcel:
             _, (fd,) = parcel.seal()
-            with pytest.raises(PermissionError):
+            with pytest.raises(OSError, match="not permitted|Invalid"):
                 os.ftruncate(fd, 0)
+            mine = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+            with pytest.raises(PermissionError):
+                os.ftruncate(mine, 0)
+            os.close(mine)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=200), st.integers(0, 200))
-def test_no_segment_costs_more_memory_than_it_has(content: bytes, more: int) -> None:
+@given(st.binary(max_size=200), st.integers(0, 200), st.integers(0, 500))
+def test_no_segment_costs_more_memory_than_it_has(content: bytes, more: int, used: int) -> None:
     fd = segment(content, len(content) + more)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with contextlib.suppress(Malformed):
-        unpack_stream(b"\x01", [fd])
+        unpack_stream(beside(used), [fd])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
     assert closed(fd)
+
+
+def test_millions_of_empty_parts_cost_nothing() -> None:
+    fd = segment(struct.pack("=Q", 4_000_000) + bytes(33_000_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Malformed, match="cannot have 4000000 parts"):
+        unpack(beside(33_000_008), [fd])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+class TestAFileInsteadOfMemory:
+    @pytest.fixture(autouse=True)
+    def _portable(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(_platform, "HAS_MEMFD", False)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    @pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="each file has a name at first")
+    def test_it_never_has_a_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who is killed at any moment leaves nothing."""
+        monkeypatch.setattr(tempfile, "mkstemp", None)
+        self.check()
+
+    def test_its_name_is_gone_at_once_where_it_needs_one(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+        self.check()
+        assert not list(tmp_path.iterdir())
+
+    def check(self) -> None:
+        for size in (100_000, 3_000_000):
+            array = np.arange(size)
+            data, fds = sent(array)
+            assert os.fstat(fds[0]).st_nlink == 0
+            assert np.array_equal(unpack(data, fds), array)
+        assert not _segment._kept.sizes()
+
+
+@pytest.mark.parametrize("size", range(PACKET - 200, PACKET + 10, 7))
+def test_a_packet_leaves_room_for_what_others_put_around_it(size: int) -> None:
+    with contextlib.closing(pack("x" * size, "it")) as parcel:
+        bulky = parcel.bulky
+        data, fds = parcel.seal()
+        assert len(data) <= PACKET - 60
+        assert parcel.bulky == bulky == bool(fds)
+
+
+def test_a_map_that_cannot_be_had_is_read_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.arange(1_000_000)
+    data, fds = sent(array)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("mpkit._platform.mmap.mmap", fail)
+    assert np.array_equal(unpack(data, fds), array)
+
+
+def test_a_message_in_a_segment_takes_room_in_the_buffer_too() -> None:
+    here, there = socket_pair()
+    with here, there, contextlib.closing(pack(np.zeros(2_000_000), "it")) as parcel:
+        count = 0
+        here.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while count < 1000:
+                data, fds = parcel.seal(HEADER)
+                here.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+                count += 1
+        assert 1 <= count < 20
+
+
+def test_what_the_first_pickler_took_along_the_second_does_not_send_twice() -> None:
+    pytest.importorskip("cloudpickle")
+    thing = Thing()
+    with contextlib.closing(pack([thing, lambda: 1], "it")) as parcel:
+        data, fds = parcel.seal()
+        assert len(fds) == 1
+        assert data[:2] == b"\0\1"
+
+
+class Thing:
+    """Something that moves."""
+
+    def _descriptor(self) -> int:
+        return 0
+
+    def _moved(self, where: str) -> None:
+        pass
+
+    def __reduce__(self) -> Any:
+        parcel = _parcel.current_parcel()
+        assert parcel is not None
+        return _parcel.claim, (parcel.carry(self),)
 
 
 def test_claiming_what_did_not_arrive_is_malformed() -> None:
     stream = pickle.dumps(Claims(0))
     with pytest.raises(Malformed, match="descriptor"):
-        unpack(b"\x00" + stream, [])
+        unpack(inline(stream), [])
 
 
 class Claims:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import os
 import pickle
 import socket
@@ -137,6 +138,29 @@ def test_a_deep_recursion_is_an_error_and_no_crash() -> None:
         _pickling.dumps(nested, "it")
     while nested:  # its own deallocation is not the subject
         nested = nested[0]
+
+
+class Scarce:
+    def __reduce__(self) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+class Missing:
+    def __reduce__(self) -> Any:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "data")
+
+
+def test_that_descriptors_ran_out_says_nothing_of_the_object(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor can another pickler do anything about it: it has files to open itself."""
+    monkeypatch.setattr(_pickling, "_cloudpickled", None)
+    with pytest.raises(OSError, match="Too many open files") as caught:
+        _pickling.dumps([Scarce()], "the message")
+    assert not isinstance(caught.value, NotPicklable)
+    assert "the message" in caught.value.__notes__[0]
+    with pytest.raises(NotPicklable, match="FileNotFoundError"):
+        _pickling.dumps([Missing()], "the message")
 
 
 def test_only_large_buffers_travel_beside_the_stream() -> None:
