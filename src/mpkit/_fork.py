@@ -51,7 +51,8 @@ class Descriptors(list[int]):
 
     As a channel's end is on its way out of this process or into it: its copy in a child
     would hide the death of whoever gets it. One that was given away is -1 in the list.
-    It closes what is left when it is garbage.
+    It closes what is left when it is garbage. A signal handler may raise between any two
+    calls, so each step that must not be torn is one call, or has none.
     """
 
     __slots__ = ("__weakref__",)
@@ -64,16 +65,20 @@ class Descriptors(list[int]):
     def keep_copy(self, fd: int) -> int:
         """Return a copy of ``fd``, owned from now on."""
         with guard:
-            copy = os.dup(fd)
-            self.keep([copy])
-        return copy
+            know(self)
+            self += map(os.dup, (fd,))
+            return self[-1]
 
     def give(self, index: int, take: Callable[[int], T]) -> T:
         """Hand one over to ``take``, which owns it unless it raises; return what it returns."""
+        taken: list[T] = []
         with guard:
-            taken = take(self[index])
-            self[index] = -1
-        return taken
+            try:
+                taken += map(take, (self[index],))
+            finally:
+                if taken:
+                    self[index] = -1
+        return taken[0]
 
     def close(self) -> None:
         """Close those that were not given away, and forget all. More than once is fine."""
@@ -84,7 +89,8 @@ class Descriptors(list[int]):
     def _close(self) -> None:
         # Forgotten first: what is closed twice may be somebody else's the second time.
         while self:
-            fd = self.pop()
+            fd = self[-1]
+            del self[-1]
             if fd >= 0:
                 os.close(fd)
 

@@ -173,17 +173,21 @@ class Link:
     def _sort(self) -> None:
         """Move what was read to the inbox."""
         data, ancillary, how, _ = self._raw[0]
-        fds = _descriptors(ancillary) if ancillary else []
-        if not data:  # no packet of ours is empty
-            discard(fds)
+        if not data or how & _TRUNCATED:
+            fds = _descriptors(ancillary)
             self._raw.clear()
-            raise LinkDown
-        if how & _TRUNCATED:
             discard(fds)
-            self._raw.clear()
+            if not data:  # no packet of ours is empty
+                raise LinkDown
             raise Malformed(f"a packet has more than {PACKET} bytes")
-        # In one step, for signal handlers come only between calls.
-        self.inbox += [(data, fds)]
+        if ancillary:
+            owner, fds = _fork.owned([]), _descriptors(ancillary)
+            packets = [(data, owner)]
+            # In one step, for signal handlers come only between calls.
+            owner += fds
+            self.inbox += packets
+        else:
+            self.inbox += [(data, [])]
         del self._raw[0]
 
     def poll(self, deadline: Deadline) -> bool:
@@ -319,13 +323,14 @@ class _StreamLink(Link):
 
     def _sort(self) -> None:
         part, ancillary, _, _ = self._raw[0]
-        arriving = self._arriving.plus(part, _descriptors(ancillary))
         if not part:
             raise LinkDown
-        packets = []
+        owner, packets = _fork.owned([]), list[Packet]()
+        arriving = self._arriving.plus(part, _descriptors(ancillary))
         if not arriving.missing():
-            packets, arriving = [arriving.packet()], Arriving()
-        # In one step, for signal handlers come only between calls.
+            data, fds = arriving.packet()
+            packets, arriving = [(data, owner if fds else fds)], Arriving()
+            owner += fds  # from here on without a call, as above
         self.inbox += packets
         self._arriving = arriving
         del self._raw[0]
@@ -343,7 +348,7 @@ class _StreamLink(Link):
 
     def close(self) -> None:
         super().close()
-        fds, self._arriving = self._arriving.fds, Arriving()
+        fds, self._arriving = list(self._arriving.fds), Arriving()
         discard(fds)  # of a packet that never came whole
 
 
@@ -369,11 +374,10 @@ def _rights(fds: Sequence[int]) -> list[tuple[int, int, array.array[int]]]:
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
 
 
-def discard(fds: Sequence[int]) -> None:
+def discard(fds: list[int]) -> None:
     """Close descriptors that came with a packet and that nobody took."""
-    for fd in fds:
-        if fd >= 0:
-            os.close(fd)
+    if fds:
+        _fork.owned(fds).close()
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

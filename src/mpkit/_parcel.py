@@ -216,16 +216,24 @@ def pack(message: object, what: str) -> Parcel:
 def unpack(data: bytes, fds: list[int]) -> Any:
     """Rebuild the message of a packet (without its header). Raises what unpickling raises.
 
-    Raises `Malformed` if this is not a packet that `Parcel.seal` made.
+    Raises `Malformed` if this is not a packet that `Parcel.seal` made. Takes the descriptors,
+    unless it is interrupted (by what is no Exception) before one was claimed: then that can
+    be done again.
     """
-    arrived, outer = _fork.owned(fds), _packing.arrived
+    outer, arrived = _packing.arrived, _fork.owned(fds) if fds else None
     _packing.arrived = arrived
     try:
-        stream, *buffers = _open(data, arrived)
-        return pickle.loads(stream, buffers=buffers)
+        stream, *buffers = _open(data, fds)
+        message = pickle.loads(stream, buffers=buffers)
+    except BaseException as error:
+        if arrived is not None and (isinstance(error, Exception) or -1 in arrived):
+            arrived.close()
+        raise
     finally:
         _packing.arrived = outer
+    if arrived is not None:
         arrived.close()
+    return message
 
 
 def unpack_stream(data: bytes, fds: list[int]) -> memoryview:

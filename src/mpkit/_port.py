@@ -104,10 +104,11 @@ class Port(_fork.Bearer):
         deadline = None if timeout is None else Deadline(timeout)
         taken, message = list[Packet](), list[Any]()
         opened = map(self._end.unpack if unpack else self._end.discard, taken)
-        opening = False
+        opening, came = False, 0
         try:
             self._take(deadline, taken, message)
             if taken:
+                came = len(taken[0][1])
                 # Unpickling runs user code, and user code may raise EOFError or OSError too.
                 # It stays outside every try that could take it for the end.
                 opening = True
@@ -119,7 +120,9 @@ class Port(_fork.Bearer):
             if message:
                 self._returned[:0] = message
                 self._got -= 1
-            elif taken and not (opening and (isinstance(error, Exception) or taken[0][1])):
+            elif taken and not (
+                opening and (isinstance(error, Exception) or len(taken[0][1]) < came)
+            ):
                 self._end.link.inbox[:0] = taken
                 self._got -= 1
             raise

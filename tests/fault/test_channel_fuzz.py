@@ -47,7 +47,7 @@ MOST_MEMORY = 64 * 2**20
 # what goes in: (bytes, the kinds of descriptors that ride on them)
 Packet = tuple[bytes, list[Any]]
 
-HEADER = struct.Struct("=cI")
+HEADER = struct.Struct("=ci")
 ODD = [0, 1, 2, 7, 8, 63, 64, 100, 2**31 - 1, 2**31, 2**32 - 1, 2**62 - 1, 2**63, 2**64 - 1]
 
 words = st.one_of(st.sampled_from(ODD), st.integers(0, 200), st.integers(0, 2**64 - 1))
@@ -77,7 +77,7 @@ files = st.one_of(
 headers = st.builds(
     HEADER.pack,
     st.one_of(st.just(b"m"), st.just(b"g"), st.binary(min_size=1, max_size=1)),
-    st.one_of(st.just(os.getpid()), st.integers(0, 2**32 - 1)),
+    st.one_of(st.just(os.getpid()), st.integers(-(2**31), 2**31 - 1)),
 )
 tags = st.sampled_from([b"", b"\0", b"\1", b"\1", b"\2"])
 packets = st.one_of(
@@ -137,7 +137,7 @@ def test_packets_of_anything(kind: str, make: Callable[[], Any]) -> None:
 def test_a_stream_of_anything(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]) -> None:
     """Bytes that are cut anywhere, with lengths that lie and descriptors in between."""
     monkeypatch.setattr(_platform, "HAS_PACKETS", False)
-    lengths = st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1)).map(
+    lengths = st.one_of(st.integers(0, 300), st.integers(-(2**31), 2**31 - 1)).map(
         lambda length: struct.pack("!I", length)
     )
     pieces = st.tuples(
