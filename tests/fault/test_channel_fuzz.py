@@ -31,6 +31,7 @@ from mpkit import (
     _end,
     _parcel,
     _platform,
+    _segment,
     channel,
 )
 from mpkit._link import MOST_DESCRIPTORS, PACKET
@@ -79,7 +80,10 @@ headers = st.builds(
     st.one_of(st.just(b"m"), st.just(b"g"), st.binary(min_size=1, max_size=1)),
     st.one_of(st.just(os.getpid()), st.integers(-(2**31), 2**31 - 1)),
 )
-tags = st.sampled_from([b"", b"\0", b"\1", b"\1", b"\2"])
+tags = st.one_of(
+    st.sampled_from([b"", b"\0", b"\0\0", b"\0\1", b"\1\0", b"\2", b"\3\0"]),
+    st.builds(struct.Struct("=cBQ").pack, st.just(b"\2"), st.sampled_from([0, 0, 1, 9]), words),
+)
 packets = st.one_of(
     st.tuples(st.binary(max_size=300), st.lists(files, max_size=2)),
     st.tuples(
@@ -272,8 +276,10 @@ def take_all(end: Channel[Any, Any]) -> None:
 def nothing_kept() -> Iterator[None]:
     """Check that no descriptor stays open, and that the memory stays within bounds."""
     reset_peak()
+    _segment.clear()
     before = descriptors(), peak()
     yield
+    _segment.clear()
     if descriptors() != before[0]:
         gc.collect()  # tracebacks
     assert descriptors() == before[0], "a descriptor was kept"
