@@ -151,7 +151,8 @@ def _before() -> None:
     global _process
     guard.acquire()
     _travelling.clear()
-    _process = process = _platform.process_being_forked()
+    process: object = _platform.process_being_forked()
+    _process = process
     if process is not None:
         _travelling.update(reached_from(vars(process)))
     for thing in list(_known):

@@ -77,7 +77,7 @@ class Link:
         self._socket = sock
         self.fd: int = sock.fileno()
         #: Whether this process has closed (its copy of) this end.
-        self.closed = False
+        self.closed: bool = False
         #: Packets that were received and not taken yet: more than none if somebody who
         #: was about to take one was interrupted.
         self.inbox: list[Packet] = []

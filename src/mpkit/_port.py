@@ -54,6 +54,8 @@ class Port(_fork.Bearer):
         self._gone: ChannelClosed | None = None
         self._owner = os.getpid()
         self._make_locks()
+        #: Whether close() has said all that there is to say.
+        self._said = False
         #: Messages that were unpacked when a signal handler kept them from their receiver.
         self._returned: list[Any] = []
         #: One for each thread or task that waits for something to happen.
@@ -217,12 +219,14 @@ class Port(_fork.Bearer):
                 self._end.say_goodbye()
                 self._sending.release()
             link.shut()
+            self._said = True
             self._let_go()
 
     def _let_go(self) -> None:
         """Give the descriptor of a closed end back, when all threads have left it."""
         # A call that was interrupted by the signal handler in which we are comes here later.
-        if not (_platform.owns(self._sending) or _platform.owns(self._receiving)):
+        # So does a thread that leaves while close() has not said all.
+        if self._said and not (_platform.owns(self._sending) or _platform.owns(self._receiving)):
             with self._sending, self._receiving:
                 self._end.link.close()
 
