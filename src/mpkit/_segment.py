@@ -287,11 +287,11 @@ def write(parts: Sequence[memoryview], *, reuse: bool = True) -> tuple[Loan, int
         if error.errno not in SCARCE:
             raise
         if not clear():
-            raise _explained(error, used) from error
+            raise _explained(error, used) from None
     try:  # once more, with what was given back
         return _filled(used, placed, reuse=False), used
     except OSError as error:
-        raise _explained(error, used) from error
+        raise _explained(error, used) from None
 
 
 def _placed(parts: Sequence[memoryview]) -> list[tuple[memoryview, slice]]:
