@@ -54,7 +54,8 @@ class Channel(Port, Generic[SendT, RecvT]):
 
     Messages arrive whole, once, and in the order they were sent. Any number of threads
     may send and receive. Sending blocks while the socket's buffer is full (about 200 KiB
-    on Linux; a message above 64 KiB takes no room in it, it travels as shared memory).
+    on Linux). A message above 64 KiB travels as shared memory, and takes 16 to 60 KB of
+    that buffer, so that a few large messages may be unread at most.
 
     ===========================  ====================================================
     when                         then
