@@ -339,3 +339,14 @@ def test_arguments_that_contain_themselves_are_searched_once() -> None:
     endless: list[Any] = []
     endless.append(endless)
     assert reached_from(endless) == {id(endless)}
+
+
+def test_the_attributes_of_an_object_are_found_by_way_of_its_dict() -> None:
+    """From Python 3.13 on they are in the object, and the collector finds that dict empty."""
+
+    class Plain:
+        def __init__(self, part: object) -> None:
+            self.part = (part,)
+
+    part: list[object] = []
+    assert id(part) in reached_from(vars(Plain(part)))
