@@ -188,12 +188,25 @@ class Semaphore:
         if slots.take(owner, False):
             return True
         deadline = self._deadline(slots, owner, timeout)
-        with Waiter(slots, owner, may_block=timeout is None) as waiter:
+        waiter = Waiter(slots, owner, may_block=timeout is None)
+        try:
             while not waiter.served():
                 if deadline.passed():
                     return False
                 _wait.poll(waiter.watched, _sooner(deadline.left(), waiter.patience))
-        return True
+            return True
+        except BaseException:
+            waiter.refuse()
+            raise
+        finally:
+            # In this frame, and once more: Ctrl-C may come before `leave` has begun, and
+            # whoever does not leave keeps all behind him waiting.
+            try:
+                waiter.leave()
+            except BaseException:
+                waiter.leave()
+                waiter.refuse()
+                raise
 
     async def acquire_async(self, timeout: float | None = None) -> bool:
         """Take a slot; tell whether that worked. As `acquire`, without blocking the event loop.
@@ -216,13 +229,25 @@ class Semaphore:
         if slots.take(owner, overtake=False):
             return True
         deadline = self._deadline(slots, owner, timeout)
-        with Waiter(slots, owner, may_block=False) as waiter:
+        waiter = Waiter(slots, owner, may_block=False)
+        try:
             while not waiter.served():
                 if deadline.passed():
                     return False
                 left = _sooner(deadline.left(), waiter.patience)
                 await _wait.readable(waiter.watched, left)
-        return True
+            return True
+        except BaseException:
+            waiter.refuse()
+            raise
+        finally:
+            # As in `acquire`.
+            try:
+                waiter.leave()
+            except BaseException:
+                waiter.leave()
+                waiter.refuse()
+                raise
 
     def _deadline(self, slots: Slots, owner: Owner, timeout: float | None) -> _wait.Deadline:
         if timeout is None and slots.holds(owner) == self._count:

@@ -64,10 +64,10 @@ NEVER: Final = (1 << 64) - 1
 class Notes:
     """Who holds which slot since when, in the mapped ``content``: each holder notes it."""
 
-    # What this process notes, and what is in there.
     _pid: int
-    _name: str
-    _note: bytes
+    # A name, and the note in which it stands. One object: threads have no lock here, and
+    # a signal handler may raise between any two steps.
+    _signed: tuple[str | None, bytes]
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content = content
@@ -84,14 +84,15 @@ class Notes:
 
     def _sign(self, at: int) -> None:
         name = multiprocessing.current_process().name
-        if name != self._name:
-            self._name = name
-            self._note = NOTE.pack(self._pid, 0.0, name.encode(errors="replace")[:48])
-        self._content[at * 8 : (at + NOTE_WORDS) * 8] = self._note
+        known, note = self._signed
+        if name != known:
+            note = NOTE.pack(self._pid, 0.0, name.encode(errors="replace")[:48])
+            self._signed = name, note
+        self._content[at * 8 : (at + NOTE_WORDS) * 8] = note
 
     def forget(self) -> None:
         """Begin anew, in a forked child: it is somebody else."""
-        self._name, self._note = "", b""
+        self._signed = None, b""
         self._pid = os.getpid()
 
     def close(self) -> None:

@@ -133,26 +133,37 @@ class Slots:
     def take_when_free(self, owner: Owner) -> bool:
         """Sleep until the only slot is free, and take it: the kernel hands it over.
 
-        Only for who is first in the queue. False, mostly at once, if it cannot be done: a
-        thread of this process holds the slot, which the kernel would give to us as well.
+        Only for who is first in the queue. False if it cannot be done: a thread of this
+        process holds the slot, and the kernel would give it to us as well; or the kernel
+        takes the wait for a deadlock; or the file may be exchanged meanwhile (macOS).
         """
-        if self.slots > 1 or self._unready:
+        if self.slots > 1 or not _FINDS_DELETED:
             return False
+        free = self._free
         try:
-            slot = self._free.pop()  # so that no other thread finds it locked for us
+            slot = free.pop()  # so that no other thread finds it locked for us
         except IndexError:
             return False
         try:
+            # Without the mutex, which is not to be held while we sleep: only who is first
+            # writes this.
             self.queue.listen(None)
             _lockf(self._fd, _WHEN_FREE, 1, slot)
-        except BaseException as error:
-            _lockf(self._fd, _FREE, 1, slot)  # Ctrl-C may come when we have it
-            self._free.append(slot)
+            if free is self._free:
+                self._notes.write(slot)
+                self._held[slot] = owner
+                return True
+            # A signal handler forked us, and here is the child: it has a list of its own.
+        except BaseException as error:  # Ctrl-C may come when we have it
+            self._held.pop(slot, None)
+            try:
+                _lockf(self._fd, _FREE, 1, slot)
+            finally:
+                free.append(slot)
             # EDEADLK: the kernel sees processes, not threads. It may well be no deadlock.
             if isinstance(error, OSError) and error.errno == errno.EDEADLK:
                 return False
             raise
-        self._free.append(slot)
         return self._take(owner, True)
 
     def _take_unready(self, owner: Owner, overtake: bool) -> bool:
@@ -198,7 +209,8 @@ class Slots:
                 _lockf(self._fd, _FREE, 1, slot)
             finally:
                 self._free.append(slot)
-            # The first one sleeps in the kernel, and was woken by that: nothing is left to do.
+            # If the first one sleeps in the kernel he was woken by that. If he has left,
+            # perhaps nobody waits any more, which is to be found out.
             words = self._words
             if words[WAITED_FOR] and (words[FIRST + 2] or words[SINCE] == NEVER):
                 self.ring()
@@ -218,8 +230,8 @@ class Slots:
         # after this, and finds what we released (see `_waiter`).
         with self._mutex:
             first = self.queue.first()
-            # Who was rung before, and is still there, may be dead. To ask the kernel each
-            # time would take longer than all else.
+            # If it is the one whom we rang last, he may be dead. To ask the kernel each time
+            # would take longer than all else.
             dead = first.ticket == self._rung and not self.queue.stands(first)
             if dead or self.queue.left(first):
                 # Perhaps nobody waits: say so, unless somebody joins the queue just now.

@@ -1,7 +1,7 @@
 """Waiting for a slot: who wakes whom, and why no wake-up is ever lost.
 
 Who waits makes an entry at the end of the queue (`_queue`) that says which bell to ring
-(`_bells`), and goes on only by what a poll tells him. The rules:
+(`_bells`), and then mostly goes on by what a poll tells him. The rules:
 
 1. *Joining* is done under a lock, so entries appear in the order of their tickets: nobody
    ever turns up in front of one who already waits.
@@ -43,8 +43,8 @@ The one who is first may be overtaken by somebody who comes by at the right mome
 saves both the switch between processes. But when he has been the first for `HUNGRY_AFTER`,
 then who comes has to queue up.
 
-But for that `Waiter` never blocks: it says what to watch. So threads and asyncio tasks
-differ in the one line that polls.
+But for that wait in the kernel, `Waiter` never blocks: it says what to watch. So threads
+and asyncio tasks differ in the one line that polls.
 """
 
 from __future__ import annotations
@@ -56,15 +56,12 @@ from mpkit import _fork, _wait
 from mpkit._queue import Place
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from mpkit._bells import Bell
     from mpkit._slots import Owner, Slots
 
 
 class Waiter:
-    """One thread or task in the queue for a slot; in it while inside ``with``.
+    """One thread or task in the queue for a slot, until it leaves.
 
     ``watched`` and ``patience`` say what to poll, and for how many seconds at most, when
     `served` has returned False. If it ``may_block``, then `served` itself may wait for ever.
@@ -77,12 +74,9 @@ class Waiter:
         self._place = Place()
         self._bell: Bell | None = None
         self._first = False
-        self._served = False
+        self._held_before = slots.holds(owner)
         self.watched: list[int] = []
         self.patience: float | None = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def served(self) -> bool:
         """Take a slot if it is our turn and one is free; else set what to watch."""
@@ -102,20 +96,19 @@ class Waiter:
         return False
 
     def _take(self) -> bool:
-        self._served = self._slots.take(self._owner)
-        return self._served
+        return self._slots.take(self._owner)
 
     def _sleep(self, bell: Bell) -> bool:
         """Leave it to the kernel to give us the slot, if that can be."""
-        self._served = self._slots.take_when_free(self._owner)
-        if not self._served:
-            self._slots.listen(bell)
-        return self._served
+        if self._slots.take_when_free(self._owner):
+            return True
+        self._slots.listen(bell)
+        return False
 
     def _joined(self) -> Bell:
         # The place may be lost because there is another file, or we were forked.
         if self._bell is None or not self._slots.in_line(self._place):
-            self._leave()
+            self.leave()
             self._bell = self._slots.join(self._place)
         return self._bell
 
@@ -171,28 +164,13 @@ class Waiter:
         self.watched += fds
         return True
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            self._leave()
-        except BaseException:  # Ctrl-C in the middle: once more, all of it can be repeated
-            self._leave()
-            self._refuse()
-            raise
-        if error is not None:
-            self._refuse()
-
-    def _refuse(self) -> None:
+    def refuse(self) -> None:
         """Give the slot back that nobody will hear of."""
-        if self._served:
-            self._served = False
+        while self._slots.holds(self._owner) > self._held_before:
             self._slots.give(self._owner)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Leave the queue; again is fine."""
         if self._place.ticket:
             self._slots.leave(self._place, self._bell)
         self._place, self._bell, self._first = Place(), None, False

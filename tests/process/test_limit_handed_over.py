@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import _platform
+from mpkit import _platform, _slots
 from mpkit._limit import Semaphore
 from mpkit._signal import Signal
+from mpkit._slotfile import Notes
 from mpkit._slots import Slots
 from tests.support import PATIENCE, Spawn, asleep, finish, in_line, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.skipif(not _platform.FINDS_DELETED, reason="not done where it is missing")
 
@@ -69,45 +73,95 @@ def test_an_interrupted_waiter_takes_nothing_and_passes_its_turn_on(spawn: Spawn
     assert semaphore.available == 1
 
 
-def test_a_waiter_that_is_interrupted_at_any_moment_takes_nothing(spawn: Spawn) -> None:
-    """Also when the slot is his just then."""
-    semaphore, stop = Semaphore(1), Signal()
-    other = spawn(come_and_go, semaphore, stop)
+def interrupted_once(call: Callable[..., Any], condition: Callable[..., bool]) -> Any:
+    """Return ``call``, after which a signal handler raises, the first time it is asked for."""
+    left = [True]
 
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
+    def interrupted(*args: Any) -> Any:
+        result = call(*args)
+        if left and condition(*args):
+            left.clear()
+            raise KeyboardInterrupt
+        return result
 
-    interrupted = 0
-    before = signal.signal(signal.SIGALRM, interrupt)
+    return interrupted
+
+
+@pytest.mark.parametrize("moment", ["the slot is ours", "it is noted", "the queue is left"])
+def test_a_waiter_that_is_interrupted_when_he_is_served_takes_nothing(
+    spawn: Spawn, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    semaphore, held, go, later = Semaphore(1), Signal(), Signal(), Signal()
+    holder = spawn(hold, semaphore, held, go)
+    assert held.wait(PATIENCE)
+    if moment == "the slot is ours":
+        asked = interrupted_once(_slots._lockf, lambda _, how, *__: how == _slots._WHEN_FREE)
+        monkeypatch.setattr(_slots, "_lockf", asked)
+    elif moment == "it is noted":
+        noted = interrupted_once(Notes.write, lambda *_: True)
+        monkeypatch.setattr(Notes, "write", lambda *args: noted(*args))
+    else:
+        left = interrupted_once(Slots.leave, lambda *_: True)
+        monkeypatch.setattr(Slots, "leave", lambda *args: left(*args))
+    thread = threading.Thread(target=lambda: (until(lambda: in_line(semaphore)), go.set()))
+    thread.start()
+
+    with pytest.raises(KeyboardInterrupt):
+        semaphore.acquire()
+
+    thread.join()
+    finish(holder)
+    assert in_line(semaphore) == 0
+    slots = semaphore._opened()
+    assert (slots._free, slots._held) == ([0], {})
+    # Another process sees what the kernel has, and not what we believe.
+    finish(spawn(hold, semaphore, later, go))
+    assert later.is_set()
+
+
+def test_a_child_forked_by_a_handler_during_the_wait_is_one_holder(spawn: Spawn) -> None:
+    """It comes back into a wait that was its parent's."""
+    semaphore, held, go = Semaphore(1), Signal(), Signal()
+    holder = spawn(hold, semaphore, held, go)
+    assert held.wait(PATIENCE)
+    reader, writer = os.pipe()
+    parent, children = os.getpid(), list[int]()
+    before = signal.signal(signal.SIGALRM, lambda *_: children.append(os.fork()))
+    main = threading.main_thread().ident or 0
+    task = threading.get_native_id()
+
+    def interrupt() -> None:
+        until(lambda: in_line(semaphore) == 1 and asleep_in(task))
+        signal.pthread_kill(main, signal.SIGALRM)
+        until(lambda: children)
+        go.set()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     try:
-        end = time.monotonic() + PATIENCE
-        while interrupted < 200 and time.monotonic() < end:
-            # Not `with`: between its acquire and its block Python itself can be interrupted.
-            taken = False
-            try:
-                signal.setitimer(signal.ITIMER_REAL, 0.0002 + interrupted * 1e-6)
-                taken = semaphore.acquire()
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except KeyboardInterrupt:
-                interrupted += 1
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            held = os.getpid() in [holder.pid for holder in semaphore.holders()]
-            if held:  # acquired, and interrupted on the way back to us
-                semaphore.release()
-            assert held or not taken
-            assert in_line(semaphore) <= 1
+        semaphore.acquire()
+        again = semaphore.acquire(block=False)
+        if os.getpid() != parent:
+            os.write(writer, b"more than one" if again else b"one")
+            os._exit(0)
+        assert not again
     finally:
+        if os.getpid() != parent:
+            os._exit(1)
         signal.signal(signal.SIGALRM, before)
-    assert interrupted == 200
-    stop.set()
-    finish(other)
+    semaphore.release()
+    thread.join()
+    finish(holder)
+    assert os.read(reader, 100) == b"one"
+    os.waitpid(children[0], 0)
+    os.close(reader)
+    os.close(writer)
     assert semaphore.available == 1
 
 
-def come_and_go(semaphore: Semaphore, stop: Signal) -> None:
-    while not stop.is_set():
-        with semaphore:
-            stop.wait(0.0003)
+def asleep_in(task: int) -> bool:
+    with open(f"/proc/self/task/{task}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
 
 
 def hold_one_and_wait_for_the_other(one: Semaphore, other: Semaphore) -> None:

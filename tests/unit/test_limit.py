@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import math
+import multiprocessing
 import os
 import secrets
 import signal
@@ -554,3 +555,9 @@ class AnySemaphore(RuleBasedStateMachine):
 
 AnySemaphore.TestCase.settings = settings(max_examples=40, deadline=None)
 test_any_semaphore = AnySemaphore.TestCase
+
+
+def test_a_process_without_a_name_can_hold_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_name", "")
+    with Semaphore(1) as semaphore:
+        assert [holder.pid for holder in semaphore.holders()] == [os.getpid()]
