@@ -15,6 +15,7 @@ import mmap
 import multiprocessing
 import os
 import struct
+import sys
 import time
 from typing import Final
 
@@ -178,6 +179,7 @@ def _enter(fd: int, path: str, slots: int, place: str, *, alone: bool) -> mmap.m
         try:
             os.ftruncate(fd, size)
             os.pwrite(fd, bytes(size), 0)
+            os.pwrite(fd, NEVER.to_bytes(8, sys.byteorder), SINCE * 8)
             os.pwrite(
                 fd,
                 HEADER.pack(MAGIC, slots, 0, NOBODY, place.encode(errors="replace")[:PLACE_SIZE]),

@@ -15,7 +15,7 @@ import pytest
 from mpkit import _bells, _platform, _slotfile, _slots, _wait, _waiter
 from mpkit._limit import Semaphore, limit
 from mpkit._signal import Signal
-from tests.support import PATIENCE, Inside, Spawn, finish, in_line, kill, until
+from tests.support import PATIENCE, Inside, Spawn, asleep, finish, in_line, kill, until
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -95,6 +95,8 @@ def start_waiter(spawn: Spawn, semaphore: Semaphore, *how: object) -> BaseProces
     before = in_line(semaphore)
     waiter = spawn(*(how or (pass_through, semaphore)))  # type: ignore[arg-type]
     until(lambda: in_line(semaphore) > before)
+    if os.path.isdir("/proc/self"):  # else nobody tells how far he has come
+        until(lambda: asleep(waiter.pid or 0))
     return waiter
 
 
@@ -219,6 +221,22 @@ def test_who_comes_gets_in_though_the_first_one_who_waits_is_stopped(
 
     os.kill(waiter.pid, signal.SIGCONT)
     finish(waiter)
+
+
+def join_and_be_stopped(semaphore: Semaphore) -> None:
+    """Be stopped in the queue, before having noted who is first."""
+    _slots.Slots.lead = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[method-assign, assignment]
+    semaphore.acquire()
+
+
+def test_who_comes_gets_in_though_one_was_stopped_while_he_joined(spawn: Spawn) -> None:
+    semaphore = Semaphore(1)
+    semaphore.acquire()
+    waiter = spawn(join_and_be_stopped, semaphore)
+    until(lambda: in_line(semaphore) == 1 and _platform.is_stopped(waiter.pid or 0))
+    semaphore.release()
+    with semaphore:
+        pass
 
 
 def test_a_holder_may_die_just_before_he_is_watched(
