@@ -17,7 +17,7 @@ TRIED := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 py
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types doctest format bench bench-quick docs build clean
+.PHONY: help demo test check chaos soak lint types doctest format bench bench-quick pictures docs build clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -30,6 +30,13 @@ test: $(VENV)/.has-test ## Run the tests
 	$(PY) -m pytest $(ARGS)
 
 check: lint types test doctest ## Everything a change has to pass: lint, types, test, doctest
+
+# pytest's look at a test that takes long is of no use to one that has to.
+chaos: $(VENV)/.has-test ## Kill, stop and starve the workers of pools for ten minutes
+	MPKIT_CHAOS_SECONDS=600 $(PY) -m pytest -o faulthandler_timeout=0 -s tests/fault/test_pool_chaos.py $(ARGS)
+
+soak: $(VENV)/.has-test ## Run ten million small tasks, and show everybody's memory
+	$(PY) -m tests.fault.pool_soak fork 10000000
 
 lint: $(VENV)/.has-dev ## Check format and lint
 	$(BIN)/ruff format --check
@@ -48,11 +55,17 @@ format: $(VENV)/.has-dev ## Format, and mend what ruff can mend
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench: $(VENV)/.has-bench ## Measure mpkit against its peers
+bench: $(VENV)/.has-bench ## Measure mpkit against its peers; ARGS="--json FILE" keeps the figures
 	$(PY) -m benchmarks $(ARGS)
 
 bench-quick: $(VENV)/.has-bench ## The same in a minute or two, less exactly
 	$(PY) -m benchmarks --quick $(ARGS)
+
+pictures: $(VENV)/.has-bench ## Measure for, and draw, the pictures of the pool in the docs
+	mkdir -p build
+	$(PY) -m benchmarks --json build/peers.json --picture docs/peers.svg
+	$(PY) -m benchmarks --json build/growth.json --growth docs/growth.svg
+	$(PY) -m benchmarks.simulate --picture docs/policy.svg
 
 docs: $(VENV)/.has-docs ## Build the documentation into build/docs, and run its examples
 	$(PY) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs

@@ -1,239 +1,160 @@
-"""What pools are measured by. Each function runs one library once, in a fresh process."""
+"""What the calls of pools are measured by, with small tasks and with unequal ones."""
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from benchmarks.libraries import CHUNK, LACKS, LIBRARIES, Calls
 from benchmarks.registry import Case, case
+from benchmarks.work import noop
 
 WORKERS = 2
 
+SUBMIT = case("submit + result, no-op, all at once", "µs", count=20_000, quick=2_000)
+APPLY = case("apply, one after the other", "µs", count=2_000, quick=300)
+FLOOR = case("apply, beside a bare pipe there and back", "µs", count=2_000, quick=300)
+MAPS = {
+    ("list", 20_000): case("map, no-op, a list of 20,000", "µs", count=20_000, quick=20_000),
+    ("generator", 20_000): case("map, no-op, 20,000 generated", "µs", count=20_000, quick=20_000),
+    ("list", 1_000_000): case("map, no-op, a list of 1,000,000", "µs", count=1_000_000, quick=0),
+    ("generator", 1_000_000): case(
+        "map, no-op, 1,000,000 generated", "µs", count=1_000_000, quick=0
+    ),
+}
+IMAP = case("imap, no-op, chunk 1", "µs", count=10_000, quick=1_000)
+# The count is the optimum in ms.
+SKEWED = case(
+    "map, 400 skewed sleeps, shortest first, 8 workers", "x the optimum", count=2_500, quick=600
+)
 
-def noop(*_: object) -> None:
-    return None
 
-
-def _seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long it takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
-def _mpkit() -> Any:
-    import mpkit
+def at_once(calls: Calls, count: int) -> float:
+    """Return how long it takes to submit so many, and then to have all their results."""
+    submit, get = calls.submit, calls.get
+    assert submit is not None
+    assert get is not None
+    get(submit(noop))
+    return seconds(lambda: [get(task) for task in [submit(noop) for _ in range(count)]])
 
-    return mpkit.TaskPool(WORKERS)
+
+def _one_by_one(apply: Callable[..., Any], count: int) -> float:
+    apply(noop)
+    return seconds(lambda: [apply(noop) for _ in range(count)])
 
 
-def _multiprocessing() -> Any:
+def _ping_pong(count: int) -> float:
+    """Bytes, a pipe, and a process that sends back what comes: less no pool can do."""
     import multiprocessing
 
-    return multiprocessing.Pool(WORKERS)
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=_echo, args=(there,), daemon=True)
+    process.start()
+
+    def there_and_back(_: object) -> bytes:
+        here.send_bytes(b"x" * 100)
+        return here.recv_bytes()
+
+    return _one_by_one(there_and_back, count)
 
 
-def _futures() -> Any:
-    import concurrent.futures
-
-    return concurrent.futures.ProcessPoolExecutor(WORKERS)
-
-
-def _loky() -> Any:
-    import loky
-
-    return loky.ProcessPoolExecutor(WORKERS)
+def _echo(end: Any) -> None:
+    while True:
+        end.send_bytes(end.recv_bytes())
 
 
-def _mpire() -> Any:
-    import mpire
-
-    return mpire.WorkerPool(n_jobs=WORKERS)
+def _use_up(results: Iterable[Any]) -> None:
+    deque(results, maxlen=0)
 
 
-def _pebble() -> Any:
-    import pebble
-
-    return pebble.ProcessPool(max_workers=WORKERS)
-
-
-SUBMIT = case("submit + result, no-op, all at once", "µs", count=20_000, quick=2_000)
-APPLY = case("apply, one after the other", "µs", count=2_000, quick=300)
-MAP = case("map, no-op, default chunks", "µs", count=20_000, quick=20_000)
-IMAP = case("imap, no-op, chunk 1", "µs", count=10_000, quick=1_000)
-LIFE = case("start, 2 tasks, stop", "ms", count=10, quick=3)
+def _mapped(calls: Calls, kind: str, count: int) -> float:
+    _use_up(calls.map(noop, range(10), 1))
+    # The list is made before, the generator's items meanwhile.
+    items: Iterable[int] = list(range(count)) if kind == "list" else (i for i in range(count))
+    return seconds(lambda: _use_up(calls.map(noop, items, CHUNK)))
 
 
-def _futures_at_once(submit: Callable[..., Any], count: int) -> float:
-    submit(noop).result()
-    return _seconds(lambda: [f.result() for f in [submit(noop) for _ in range(count)]])
-
-
-def _got_at_once(apply_async: Callable[..., Any], count: int) -> float:
-    apply_async(noop).get()
-    return _seconds(lambda: [r.get() for r in [apply_async(noop) for _ in range(count)]])
-
-
-@SUBMIT.run("mpkit")
-def _(count: int) -> float:
-    with _mpkit() as pool:
-        return _futures_at_once(pool.submit, count)
-
-
-@SUBMIT.run("multiprocessing")
-def _(count: int) -> float:
-    with _multiprocessing() as pool:
-        return _got_at_once(pool.apply_async, count)
-
-
-@SUBMIT.run("concurrent.futures")
-def _(count: int) -> float:
-    with _futures() as pool:
-        return _futures_at_once(pool.submit, count)
-
-
-@SUBMIT.run("loky")
-def _(count: int) -> float:
-    with _loky() as pool:
-        return _futures_at_once(pool.submit, count)
-
-
-@SUBMIT.run("mpire")
-def _(count: int) -> float:
-    with _mpire() as pool:
-        return _got_at_once(pool.apply_async, count)
-
-
-@SUBMIT.run("pebble")
-def _(count: int) -> float:
-    with _pebble() as pool:
-        return _futures_at_once(lambda fn: pool.submit(fn, None), count)
-
-
-def _one_by_one(call: Callable[..., Any], count: int) -> float:
-    call(noop)
-    return _seconds(lambda: [call(noop) for _ in range(count)])
-
-
-@APPLY.run("mpkit")
-def _(count: int) -> float:
-    with _mpkit() as pool:
-        return _one_by_one(pool.apply, count)
-
-
-@APPLY.run("multiprocessing")
-def _(count: int) -> float:
-    with _multiprocessing() as pool:
-        return _one_by_one(pool.apply, count)
-
-
-@APPLY.run("concurrent.futures")
-def _(count: int) -> float:
-    with _futures() as pool:
-        return _one_by_one(lambda fn: pool.submit(fn).result(), count)
-
-
-@APPLY.run("loky")
-def _(count: int) -> float:
-    with _loky() as pool:
-        return _one_by_one(lambda fn: pool.submit(fn).result(), count)
-
-
-@APPLY.run("mpire")
-def _(count: int) -> float:
-    with _mpire() as pool:
-        return _one_by_one(pool.apply, count)
-
-
-def _mapped(run: Callable[..., Any], count: int) -> float:
+def _streamed(calls: Calls, count: int) -> float:
     items = list(range(count))
-    list(run(noop, items[:10]))
-    return _seconds(lambda: sum(1 for _ in run(noop, items)))
+    _use_up(calls.imap(noop, items[:10]))
+    return seconds(lambda: _use_up(calls.imap(noop, items)))
 
 
-@MAP.run("mpkit")
-def _(count: int) -> float:
-    with _mpkit() as pool:
-        return _mapped(pool.map, count)
+CROWD = 8
 
 
-@MAP.run("multiprocessing")
-def _(count: int) -> float:
-    with _multiprocessing() as pool:
-        return _mapped(pool.map, count)
+def skewed(optimum: float) -> list[float]:
+    """Return sleeps that `CROWD` workers can do in so many seconds, and in no less.
+
+    The seed is one for which the order given, one at a time and at no cost, takes 1.36 times
+    as long: the longest begins last. Who does better begins with others first. In chunks of
+    equal length, four for each worker, it is 3.2 times.
+    """
+    chance = random.Random(28)
+    raw = sorted(chance.lognormvariate(0, 1.6) for _ in range(400))
+    assert raw[-1] < sum(raw) / CROWD  # so that this is the optimum
+    return [length * optimum * CROWD / sum(raw) for length in raw]
 
 
-@MAP.run("concurrent.futures")
-def _(count: int) -> float:
-    with _futures() as pool:
-        return _mapped(lambda fn, items: pool.map(fn, items, chunksize=256), count)
+def _unequal(calls: Calls, optimum_ms: int) -> float:
+    return _makespan(lambda fn, items: calls.map(fn, items, 1), optimum_ms)
 
 
-@MAP.run("loky")
-def _(count: int) -> float:
-    with _loky() as pool:
-        return _mapped(lambda fn, items: pool.map(fn, items, chunksize=256), count)
+def _unequal_by_ones(calls: Calls, optimum_ms: int) -> float:
+    return _makespan(calls.imap, optimum_ms)
 
 
-@MAP.run("mpire")
-def _(count: int) -> float:
-    with _mpire() as pool:
-        return _mapped(pool.map, count)
+def _makespan(run: Callable[..., Iterable[Any]], optimum_ms: int) -> float:
+    # So that all workers are there, whoever starts them when they are needed.
+    _use_up(run(time.sleep, [0.05] * CROWD))
+    lengths = skewed(optimum_ms / 1e3)
+    ratio = seconds(lambda: _use_up(run(time.sleep, lengths))) / (optimum_ms / 1e3)
+    return ratio * optimum_ms  # the figure is for one
 
 
-@MAP.run("joblib")
-def _(count: int) -> float:
-    import joblib
+def in_pool(
+    row: Case,
+    library: str,
+    work: Callable[[Calls, int], float],
+    workers: int = WORKERS,
+    note: str = "",
+) -> None:
+    """Register that ``work`` is done in a pool of a library."""
 
-    with joblib.Parallel(n_jobs=WORKERS) as parallel:
-        return _mapped(lambda fn, items: parallel(joblib.delayed(fn)(i) for i in items), count)
-
-
-@IMAP.run("mpkit")
-def _(count: int) -> float:
-    with _mpkit() as pool:
-        return _mapped(pool.imap, count)
-
-
-@IMAP.run("multiprocessing")
-def _(count: int) -> float:
-    with _multiprocessing() as pool:
-        return _mapped(pool.imap, count)
+    @row.run(library + note)
+    def _(count: int) -> float:
+        with LIBRARIES[library](workers, None) as calls:
+            return work(calls, count)
 
 
-@IMAP.run("concurrent.futures")
-def _(count: int) -> float:
-    with _futures() as pool:
-        return _mapped(pool.map, count)
+def _apply(calls: Calls, count: int) -> float:
+    assert calls.apply is not None
+    return _one_by_one(calls.apply, count)
 
 
-def _life(make: Callable[[], Any], two: Callable[[Any], object], count: int) -> float:
-    def once() -> None:
-        with make() as pool:
-            two(pool)
+for _library in LIBRARIES:
+    for (_kind, _), _row in MAPS.items():
+        in_pool(_row, _library, lambda calls, count, kind=_kind: _mapped(calls, kind, count))
+    in_pool(IMAP, _library, _streamed)
+    in_pool(SKEWED, _library, _unequal, CROWD)
+    if _library != "joblib":
+        in_pool(SUBMIT, _library, at_once)
+        in_pool(APPLY, _library, _apply)
+SUBMIT.cannot("joblib", LACKS["submit"])
+APPLY.cannot("joblib", LACKS["apply"])
+in_pool(FLOOR, "mpkit", _apply)
+FLOOR.run("multiprocessing.Pipe")(_ping_pong)
+# Its other way, by which it does as well as it can.
+in_pool(SKEWED, "multiprocessing", _unequal_by_ones, CROWD, ", chunk 1")
 
-    once()  # imports the library
-    return _seconds(lambda: [once() for _ in range(count)])
-
-
-@LIFE.run("mpkit")
-def _(count: int) -> float:
-    return _life(_mpkit, lambda pool: pool.map(noop, [1, 2]), count)
-
-
-@LIFE.run("multiprocessing")
-def _(count: int) -> float:
-    def two(pool: Any) -> None:
-        pool.map(noop, [1, 2])
-        pool.close()
-        pool.join()
-
-    return _life(_multiprocessing, two, count)
-
-
-@LIFE.run("concurrent.futures")
-def _(count: int) -> float:
-    return _life(_futures, lambda pool: list(pool.map(noop, [1, 2])), count)
-
-
-CASES: list[Case] = [SUBMIT, APPLY, MAP, IMAP, LIFE]
+CASES: list[Case] = [SUBMIT, APPLY, FLOOR, *MAPS.values(), IMAP, SKEWED]

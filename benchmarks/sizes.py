@@ -69,10 +69,10 @@ def thresholds(rounds: int) -> None:
     import numpy
 
     import mpkit
-    from mpkit import _parcel, _pickling, _segment
+    from mpkit import _pickling, _segment
 
     def set_out_of_band(size: int) -> None:
-        for module in (_parcel, _pickling, _segment):
+        for module in (_pickling, _segment):
             module.OUT_OF_BAND = size  # type: ignore[attr-defined]
 
     def set_mapped(size: int) -> None:

@@ -71,6 +71,10 @@ def die(how: str) -> Any:
     if how == "no descriptors":
         os.closerange(3, 1000)
         return "closed"
+    if how == "out of memory":
+        run_out_of_memory()
+    if how == "recursion limit":
+        recurse()
     if how == "lambda":
         import threading
 
@@ -78,6 +82,26 @@ def die(how: str) -> Any:
     os.kill(os.getpid(), getattr(signal, how))
     signal.pause()
     return None
+
+
+def run_out_of_memory() -> None:
+    """Take all memory that there is, of a little that is left."""
+    import resource
+
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 20_000_000, limits[1]))
+    try:
+        hoard = [bytes(100_000)]
+        while True:
+            hoard += [bytes(100_000) for _ in range(100)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def recurse() -> None:
+    recurse()
 
 
 class TwoArguments(Exception):
@@ -95,17 +119,117 @@ class Rude(BaseException):
 
 
 class BadArrival:
-    """Can be pickled, and fails, or kills, where it is unpickled."""
+    """Can be pickled, and fails, or kills, where it is unpickled.
+
+    Not in the process ``spared``; and only once, if there is a file to note that in.
+    """
+
+    def __init__(self, how: str, spared: int = 0, once: str = "") -> None:
+        self.facts = how, spared, once
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return arrive, self.facts
+
+
+def arrive(how: str, spared: int, once: str) -> str:
+    if os.getpid() != spared and (not once or first_time(once)):
+        die(how)
+    return "arrived"
+
+
+def first_time(path: str) -> bool:
+    try:
+        open(path, "x").close()
+    except FileExistsError:
+        return False
+    return True
+
+
+class BadDeparture:
+    """Fails, or kills, where it is pickled."""
 
     def __init__(self, how: str) -> None:
         self.how = how
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return die, (self.how,)
+        die(self.how)
+        return str, ("departed",)
 
 
-def bad_result() -> BadArrival:
-    return BadArrival("exception")
+class BadDepartureError(Exception):
+    def __reduce__(self) -> tuple[Any, ...]:
+        die(self.args[0])
+        return BadDepartureError, self.args
+
+
+class BadArrivalError(Exception):
+    def __init__(self, how: str, spared: int = 0) -> None:
+        super().__init__(how)
+        self.spared = spared
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return arrive_error, (self.args[0], self.spared)
+
+
+def arrive_error(how: str, spared: int) -> BadArrivalError:
+    if os.getpid() != spared:
+        die(how)
+    return BadArrivalError(how, spared)
+
+
+def fail_in_its_departure(how: str) -> None:
+    raise BadDepartureError(how)
+
+
+def fail_in_its_arrival(how: str, *, here: bool = False) -> None:
+    """Raise what cannot be unpickled: anywhere, or not ``here``, in the worker."""
+    raise BadArrivalError(how, os.getpid() if here else 0)
+
+
+def return_a_bad_departure(how: str, size: int = 0) -> object:
+    return [bytes(size), BadDeparture(how)]
+
+
+def return_a_bad_arrival(how: str, size: int = 0) -> object:
+    return [bytes(size), BadArrival(how, os.getpid())]
+
+
+def take_two(ballast: bytes, last: object) -> object:
+    return last
+
+
+def die_once(how: str, path: str) -> None:
+    if first_time(path):
+        die(how)
+
+
+def die_when_told(how: str, go: mpkit.Signal, done: mpkit.Signal) -> int:
+    """Leave a thread behind that does it while this worker is idle."""
+    import threading
+
+    def wait_and_die() -> None:
+        go.wait(60)
+        try:
+            die(how)
+        except BaseException:
+            pass
+        done.set()
+
+    threading.Thread(target=wait_and_die, daemon=True).start()
+    return os.getpid()
+
+
+def wait_and_die(how: str, began: mpkit.Signal, go: mpkit.Signal) -> Any:
+    began.set()
+    go.wait(60)
+    return die(how)
+
+
+def die_at_sigterm(how: str, began: mpkit.Signal) -> Any:
+    signal.signal(signal.SIGTERM, lambda number, frame: die(how))
+    began.set()
+    while True:
+        signal.pause()
 
 
 def count_and_maybe_die(number: int, path: str) -> int:
@@ -146,6 +270,80 @@ def crash_once(path: str) -> str:
         return "survived"
     os.kill(os.getpid(), signal.SIGKILL)
     return "dead"
+
+
+def note(path: str, word: object) -> object:
+    """Write a word to a file, which so counts how often this ran; return it."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, f"{word}\n".encode())
+    os.close(fd)
+    return word
+
+
+def note_much(path: str, word: object) -> bytes:
+    """Note it, and return as much as a packet takes."""
+    note(path, word)
+    return os.urandom(60_000)
+
+
+def notes(path: str) -> list[str]:
+    """Return what was noted."""
+    try:
+        with open(path) as file:
+            return file.read().split()
+    except FileNotFoundError:
+        return []
+
+
+def note_and_wait(path: str, word: str, began: mpkit.Signal, go: mpkit.Signal) -> str:
+    note(path, word)
+    began.set()
+    go.wait(60)
+    return word
+
+
+def clean_up_at_sigterm(path: str, began: mpkit.Signal) -> None:
+    """Wait, and note when asked to end."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(7))
+    try:
+        began.set()
+        while True:
+            signal.pause()
+    finally:
+        note(path, "cleaned")
+
+
+def block_signals(began: mpkit.Signal) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+    sleep_for_ever(began)
+
+
+def hold_the_gil() -> None:
+    import re
+
+    re.match("(a+)+$", "a" * 40 + "b")  # for years, in C
+
+
+def fail_so_often(path: str, times: int) -> int:
+    """Raise until this was called so many times; then return how often that was."""
+    note(path, "try")
+    tries = len(notes(path))
+    if tries <= times:
+        raise ConnectionError(f"no answer to call {tries}")
+    return tries
+
+
+def grow(size: int, began: mpkit.Signal) -> int:
+    """Occupy so many bytes, and wait."""
+    ballast = b"x" * size
+    began.set()
+    sleep_for_ever()
+    return len(ballast)
+
+
+def occupy(size: int) -> int:
+    """Occupy so many bytes, and let go of them."""
+    return len(b"x" * size)
 
 
 def echo_on(end: mpkit.Channel[int, int]) -> int:

@@ -10,13 +10,15 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from multiprocessing.process import BaseProcess
 
+    import mpkit
     from mpkit import Semaphore
 
 #: How long, in seconds, a test waits for a fact. Much longer than any fact takes.
@@ -40,6 +42,27 @@ def until(fact: Callable[[], object], patience: float = PATIENCE) -> None:
         time.sleep(0.001)
 
 
+@contextlib.contextmanager
+def few_descriptors(count: int) -> Iterator[None]:
+    """Leave this process so many free descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    # Below the highest that is in use there may be free ones, or none.
+    top = max(map(int, os.listdir("/dev/fd"))) + 1 + count
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(count):
+            os.close(taken.pop())
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def kill(process: BaseProcess) -> None:
     """SIGKILL a process, and reap it."""
     process.kill()
@@ -53,6 +76,39 @@ def finish(process: BaseProcess) -> None:
     assert process.exitcode == 0, f"{process} did not end well"
 
 
+def supervisor_of(pool: mpkit.TaskPool) -> Any:
+    """Return what runs the processes of a pool."""
+    engine: Any = pool._backend
+    return engine._supervisor
+
+
+def expect_short_tasks(pool: mpkit.TaskPool) -> None:
+    """Have a pool send several tasks in a packet, and ahead of need, as after many short ones.
+
+    Not by running some: how long that takes depends on who else is at work here.
+    """
+    supervisor = supervisor_of(pool)
+    supervisor._schedule._seconds = 1e-6
+
+
+@contextlib.contextmanager
+def supervisor_held(pool: mpkit.TaskPool) -> Iterator[None]:
+    """Have the supervisor of a pool do nothing: what is submitted meanwhile comes at once."""
+    supervisor = supervisor_of(pool)
+    held, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        free.wait(PATIENCE)
+
+    supervisor.tell(hold)
+    assert held.wait(PATIENCE)
+    try:
+        yield
+    finally:
+        free.set()
+
+
 def asleep(pid: int) -> bool:
     """Tell whether all threads of a process are blocked in the kernel (Linux).
 
@@ -60,6 +116,22 @@ def asleep(pid: int) -> bool:
     """
     states = [_stat(f"/proc/{pid}/task/{thread}/stat")[0] for thread in _threads(pid)]
     return all(state == "S" for state in states)
+
+
+def settled(pid: int) -> bool:
+    """Tell whether a process has come to wait, and stays there (Linux).
+
+    Python itself drops a signal that arrives in the instant after its last look for
+    one and before the system call that blocks: the call blocks all the same.
+    """
+    try:
+        before = wake_ups(pid)
+        if not asleep(pid):
+            return False
+        time.sleep(0.01)
+        return asleep(pid) and wake_ups(pid) == before
+    except (FileNotFoundError, ProcessLookupError):  # a thread has just ended
+        return False
 
 
 def stopped(pid: int) -> bool:
@@ -84,6 +156,24 @@ def exists(pid: int) -> bool:
         return False
     # PF_EXITING: the kernel sets it before it takes the process's locks away.
     return state not in "ZX" and not int(flags) & 0x4
+
+
+def can_kill_in_c() -> bool:
+    """Tell whether the kernel kills orphans here; else a thread does, which needs the GIL."""
+    reader, writer = os.pipe()
+    program = "import sys; from mpkit._platform import descriptors; print(descriptors.die_when_hung_up(0))"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdin=reader,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)
+    return done.stdout.strip() == "True"
 
 
 def reset_peak() -> None:

@@ -8,7 +8,7 @@ a few processes, and `wait` waits for any of them.
 
 # The map of the house. Each line imports only from lines above it:
 #
-#   _errors      every exception           _platform   what differs by system or version
+#   _errors      every exception           _platform/  what differs by system or version
 #   _reach       what arguments refer to   _fork       what a fork lets go of
 #   _runtime     the folder in which processes meet
 #   _presence    that a process is there   _wait       the one way to block
@@ -18,14 +18,18 @@ a few processes, and `wait` waits for any of them.
 #   _waiter      who wakes whom
 #   _semaphore, _limit                     Semaphore and limit
 #   _listing     for `python -m mpkit limits`, in __main__
-#   _pickling    objects to bytes          _frames     packets over a stream
-#   _link        packets over one socket   _segment    memory beside a message
+#   _culprit     what cannot be pickled    _frames     packets over a stream
+#   _pickling    objects to bytes
+#   _link        packets over one socket   _streamlink the same over a stream
+#   _links       which kind there is       _segment    memory beside a message
 #   _parcel      messages, big buffers     _codec      pickle or msgspec
 #   _closing     what is closed at exit    _end        messages and goodbyes
-#   _port        an end in its process     _channel    Channel
-#   _outcome     how a call's end travels  _lifeline   children leave with us
+#   _line        who has to wait his turn  _port       an end in its process
+#   _channel     Channel                   _outcome    how a call's end travels
+#   _lifeline    children leave with us
 #   _child       a process of ours         _process    start and Job
-#   _pool/       TaskPool: schedule (pure), wire, worker, engine, and the facade
+#   _pool/       TaskPool: schedule (pure), wire, packing, journal, worker, warden, shortcut,
+#                supervisor, engine, and the facade
 
 import sys as _sys
 
@@ -44,6 +48,7 @@ from mpkit._errors import ChannelTimeout as ChannelTimeout
 from mpkit._errors import EndOfChannel as EndOfChannel
 from mpkit._errors import LimitMismatch as LimitMismatch
 from mpkit._errors import LimitTimeout as LimitTimeout
+from mpkit._errors import MemoryLimitExceeded as MemoryLimitExceeded
 from mpkit._errors import MessageTypeError as MessageTypeError
 from mpkit._errors import MpkitError as MpkitError
 from mpkit._errors import NotPicklable as NotPicklable
@@ -84,6 +89,7 @@ __all__ = [
     "Job",
     "LimitMismatch",
     "LimitTimeout",
+    "MemoryLimitExceeded",
     "MessageTypeError",
     "MpkitError",
     "NotPicklable",

@@ -13,7 +13,8 @@ import os
 import secrets
 from typing import Final
 
-from mpkit import _fork, _platform, _runtime
+from mpkit import _fork, _runtime
+from mpkit._platform import files, processes
 
 #: How many bells a process keeps of those that nobody waits with: for as many threads.
 IDLE: Final = 8
@@ -112,7 +113,7 @@ class Bells:
                 fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
             except (FileNotFoundError, NotADirectoryError):
                 # Its owner closed it, or it was deleted underneath.
-                fd = _platform.open_deleted(path, pid, os.O_RDWR | os.O_NONBLOCK)
+                fd = files.open_deleted(path, pid, os.O_RDWR | os.O_NONBLOCK)
             if fd >= 0:
                 self._rung[token] = fd
             return fd
@@ -153,7 +154,7 @@ class Bells:
         """Remove the bells of processes that were killed."""
         for name in self._names():
             pid = int(name.partition("-")[0])
-            if not (_platform.exists(pid) or _heard(f"{self.folder}/{name}")):
+            if not (processes.exists(pid) or _heard(f"{self.folder}/{name}")):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{self.folder}/{name}")
 

@@ -17,16 +17,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
 from typing_extensions import TypeVar
 
-from mpkit import _codec, _wait
+from mpkit import _codec, _links
 from mpkit._end import End
-from mpkit._errors import ChannelTimeout, EndOfChannel
-from mpkit._link import Link
-from mpkit._port import BLOCK, Port
+from mpkit._errors import EndOfChannel
+from mpkit._line import Place
+from mpkit._port import NOTHING, Port
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Channel(Port, Generic[SendT, RecvT]):
 
     Messages arrive whole, once, and in the order they were sent. Any number of threads
     may send and receive. Sending blocks while the socket's buffer is full (about 200 KiB
-    on Linux). A message above 64 KiB travels as shared memory, and takes 16 to 60 KB of
+    on Linux). A message above 128 KiB travels as shared memory, and takes 16 to 60 KB of
     that buffer, so that a few large messages may be unread at most.
 
     ===========================  ====================================================
@@ -90,14 +91,17 @@ class Channel(Port, Generic[SendT, RecvT]):
             NotPicklable: the message cannot travel. Nothing was sent.
             ChannelTimeout: no room in time. Nothing was sent.
             BrokenChannel: nobody can receive it, since the other end was closed or its
-                process died.
+                process died. (Or, on macOS, a part of it was out when the time was over, and
+                no room could be made for the rest. Then the channel is at its end.)
             ChannelClosed: this end was closed or moved.
             OSError: the system has no memory or descriptors left for it. Nothing was sent.
 
         """
         deadline = None if timeout is None else Deadline(timeout)
-        self._check_sendable()
-        parcel = self._end.pack(message)
+        end = self._end
+        if self._gone is not None or end.send_closed or end.link.closed:
+            self._check_sendable()
+        parcel = end.codec.pack(message, end.label)
         try:
             if not self._send(parcel, deadline):
                 raise self._no_room(timeout)
@@ -114,44 +118,73 @@ class Channel(Port, Generic[SendT, RecvT]):
             ChannelTimeout: no message arrived in time. Nothing was consumed.
             EndOfChannel: the other end was closed, and nothing is left to receive.
             PeerDied: its process died without closing it, and nothing is left.
-            BrokenChannel: what arrived is not a message.
+            BrokenChannel: what arrived is not a message, or this process has no descriptor
+                free to take it (``ulimit -n``), which loses it.
+            MemoryError: no memory is free to take it, which loses it.
             MessageTypeError: a msgspec channel got a message of another type.
             ChannelClosed: this end was closed or moved.
             Exception: whatever unpickling the message raises. It was consumed, and the
                 channel goes on with the next one.
 
         What a signal handler raises, as Ctrl-C does, comes out of it, and no message is lost:
-        the next call returns it. (Unless it is an Exception, not a KeyboardInterrupt, that
-        comes while the message is being unpickled.)
+        the next call returns it. Unless that comes while the message is being unpickled, and is an
+        Exception (not a KeyboardInterrupt), or the message had the end of a channel which was
+        taken out of it already.
 
         """
         message: RecvT = self._receive(timeout)
+        if message is NOTHING:
+            raise self._nothing_came(timeout)
         return message
 
     def request(self, message: SendT, timeout: float | None = None) -> RecvT:
         """Send ``message`` and return the reply to it.
 
-        Several threads may do so at once: each waits for its turn. For a peer that sends
-        one message for each that it gets, in their order: so the reply to a request that
-        was given up (it timed out, say) is received and dropped by the next one. Arguments
-        and errors are those of `send` and `recv`; ``timeout`` (seconds) is for both together.
-        """
-        deadline = Deadline(timeout)
-        turn = list[bool]()
-        try:
-            turn += map(self._requesting.acquire, BLOCK, (_wait.for_lock(deadline),))
-            if not turn[0]:
-                raise self._nothing_came(timeout)
-            self.send(message, deadline.left())
-            return self._reply(self._expect_one(), deadline)
-        finally:
-            if True in turn:
-                self._requesting.release()
+        Any number of threads, and tasks of any event loops (`request_async`), may do so at
+        once: they take turns. For a peer that sends one message for each that it gets, in
+        their order: so the reply to a request that was given up (it timed out, or a signal
+        handler raised) is received and dropped by the next one, also if the end has moved
+        meanwhile. Arguments and errors are those of `send` and `recv`; ``timeout`` (seconds)
+        is for both together.
 
-    def _reply(self, number: int, deadline: Deadline) -> RecvT:
-        while self._got < number - 1:
-            self._receive(deadline.left(), unpack=False)  # nobody waits for it any more
-        return self.recv(deadline.left())
+        Raises:
+            RuntimeError: this thread would wait for itself: it is in a signal handler, say, in
+                the middle of a request. Nothing was sent.
+
+        Example:
+            >>> import threading
+            >>> here, there = channel(send=str, recv=int)
+            >>> serving = threading.Thread(target=lambda: there.send(len(there.recv())))
+            >>> serving.start()
+            >>> here.request("abc", timeout=5)
+            3
+            >>> serving.join()
+            >>> here.close(), there.close()
+            (None, None)
+
+        """
+        deadline, line = Deadline(timeout), self._requesting
+        if line.has(threading.get_ident()):
+            raise RuntimeError(f"{self._end.label}: this thread is making a request already")
+        place = Place()
+        try:
+            if not line.join(place, deadline):
+                raise self._nothing_came(timeout)
+            self._check_sendable()
+            with contextlib.closing(self._end.codec.pack(message, self._end.label)) as parcel:
+                number = self._ask(parcel, deadline)
+            if not number:
+                raise self._no_room(timeout)
+            reply: RecvT = self._reply(number, deadline)
+            if reply is NOTHING:
+                raise self._nothing_came(timeout)
+            return reply
+        finally:
+            try:
+                line.leave(place)
+            except BaseException:  # a signal handler's, perhaps before it did anything
+                line.leave(place)
+                raise
 
     def poll(self, timeout: float | None = 0.0) -> bool:
         """Tell whether `recv` would return, or raise the end, without blocking.
@@ -161,6 +194,15 @@ class Channel(Port, Generic[SendT, RecvT]):
 
         Raises:
             ChannelClosed: this end was closed or moved.
+
+        Example:
+            >>> here, there = channel(send=str, recv=int)
+            >>> there.poll()
+            False
+            >>> here.close()
+            >>> there.poll(timeout=5)
+            True
+            >>> there.close()
 
         """
         return self._poll(Deadline(timeout))
@@ -177,14 +219,21 @@ class Channel(Port, Generic[SendT, RecvT]):
             yield message
 
     async def send_async(self, message: SendT, timeout: float | None = None) -> None:
-        """As `send`, for asyncio: it suspends the calling task only. No thread is used."""
+        """As `send`, for asyncio: it suspends the calling task only. No thread is used.
+
+        A task that is cancelled while it waits for room has sent nothing. (Over a stream, as on
+        macOS, a message of which a part was out already goes out whole, with what is sent next.)
+        """
         deadline = Deadline(timeout)
         self._check_sendable()
-        with contextlib.closing(self._end.pack(message)) as parcel:
+        with contextlib.closing(self._end.codec.pack(message, self._end.label)) as parcel:
             while not self._send(parcel, Deadline(0)):
                 if deadline.passed():
                     raise self._no_room(timeout)
                 await self._wait_async(deadline, to_send=True)
+        await self._flush_async()
+
+    async def _flush_async(self) -> None:
         while not self._flushed():
             await self._wait_async(Deadline(None), to_send=True)
 
@@ -194,37 +243,44 @@ class Channel(Port, Generic[SendT, RecvT]):
         A task that is cancelled while it waits has consumed nothing.
         """
         deadline = Deadline(timeout)
-        while True:
-            try:
-                return self.recv(0)
-            except ChannelTimeout:
-                if deadline.passed():
-                    raise self._nothing_came(timeout) from None
+        message: RecvT
+        while (message := self._receive(0)) is NOTHING:
+            if deadline.passed():
+                raise self._nothing_came(timeout)
             await self._wait_async(deadline)
+        return message
 
     async def request_async(self, message: SendT, timeout: float | None = None) -> RecvT:
-        """As `request`, for asyncio: tasks of an event loop take turns."""
+        """As `request`, for asyncio: it suspends the calling task only. No thread is used.
+
+        The reply to a request that was cancelled is dropped, like that to one that timed out.
+        """
         import asyncio  # noqa: PLC0415  who awaits has it; nobody else should pay for it
 
-        deadline = Deadline(timeout)
-        turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        deadline, line = Deadline(timeout), self._requesting
+        place = Place(asyncio.get_running_loop())
         try:
-            async with asyncio.timeout(timeout):
-                await turn.acquire()
-        except TimeoutError:
-            raise self._nothing_came(timeout) from None
-        try:
-            await self.send_async(message, deadline.left())
-            number = self._expect_one()
-            while True:
-                try:
-                    return self._reply(number, Deadline(0))
-                except ChannelTimeout:
+            if not await line.join_async(place, deadline):
+                raise self._nothing_came(timeout)
+            self._check_sendable()
+            with contextlib.closing(self._end.codec.pack(message, self._end.label)) as parcel:
+                while not (number := self._ask(parcel, Deadline(0))):
                     if deadline.passed():
-                        raise self._nothing_came(timeout) from None
+                        raise self._no_room(timeout)
+                    await self._wait_async(deadline, to_send=True)
+            await self._flush_async()
+            reply: RecvT
+            while (reply := self._reply(number, Deadline(0))) is NOTHING:
+                if deadline.passed():
+                    raise self._nothing_came(timeout)
                 await self._wait_async(deadline)
+            return reply
         finally:
-            turn.release()
+            try:
+                line.leave(place)
+            except BaseException:
+                line.leave(place)
+                raise
 
     def __aiter__(self) -> Self:
         return self
@@ -232,6 +288,8 @@ class Channel(Port, Generic[SendT, RecvT]):
     async def __anext__(self) -> RecvT:
         try:
             return await self.recv_async()
+        except StopAsyncIteration as error:  # by unpickling: it is not the end of the loop
+            raise RuntimeError("a message's unpickling raised StopAsyncIteration") from error
         except EndOfChannel:
             if self._was_closed():
                 raise StopAsyncIteration from None
@@ -246,7 +304,23 @@ class Channel(Port, Generic[SendT, RecvT]):
         return self._end.link.fd
 
     def close_send(self) -> None:
-        """Say that no more comes from here, and go on receiving."""
+        """Say that no more comes from here, and go on receiving. Doing so twice does nothing.
+
+        Raises:
+            ChannelClosed: this end was closed or moved.
+
+        Example:
+            >>> here, there = channel(send=int, recv=int)
+            >>> here.send(20)
+            >>> here.send(22)
+            >>> here.close_send()
+            >>> there.send(sum(there))
+            >>> here.recv(timeout=5)
+            42
+            >>> here.close(), there.close()
+            (None, None)
+
+        """
         self._check()
         with self._sending:
             self._end.say_goodbye()
@@ -258,6 +332,8 @@ class Channel(Port, Generic[SendT, RecvT]):
         return self._gone is not None or self._end.link.closed
 
     def __enter__(self) -> Self:
+        """Return this end, to be closed by the block. Raises ChannelClosed if it is closed or moved."""
+        self._check()
         return self
 
     def __exit__(
@@ -289,7 +365,7 @@ def channel(
 
 
 def channel(
-    send: Any = None, recv: Any = None, *, codec: CodecName = "pickle"
+    send: Any = _codec.UNKNOWN, recv: Any = _codec.UNKNOWN, *, codec: CodecName = "pickle"
 ) -> tuple[Channel[Any, Any], Channel[Any, Any]]:
     """Return both ends of a new channel, typed from the first one's point of view.
 
@@ -317,7 +393,7 @@ def channel(
 
     """
     codecs = _codec.make(codec, send, recv), _codec.make(codec, recv, send)
-    here, there = Link.pair()
+    here, there = _links.pair()
     name = f"end of channel {next(_numbers)} of process {os.getpid()}"
     left = Channel[Any, Any](End(here, codecs[0], f"left {name}"))
     right = Channel[Any, Any](End(there, codecs[1], f"right {name}"))

@@ -6,9 +6,12 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
-from mpkit import _lifeline, _platform, _wait
+from mpkit import _lifeline, _wait
+from mpkit._platform import descriptors, stdlib
+from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,10 +19,15 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 
+#: Seconds to wait for the exit code of a process that another thread has just reaped (arbitrary).
+CODE_PATIENCE = 0.2
+
+
 class Child:
     """A process that this one started, which dies with it; and how to wait for it.
 
-    Never daemonic: it may have children of its own. Any thread may use it.
+    Never daemonic: it may have children of its own. Any thread may use it, of the process
+    that started it.
     """
 
     def __init__(
@@ -33,17 +41,25 @@ class Child:
         self.process: BaseProcess = make(
             target=_main, args=(_lifeline.own(), main, args), name=name, daemon=False
         )
-        self.process.start()
+        try:
+            self.process.start()
+        except OSError as error:
+            stdlib.close_what_a_failed_fork_left(error)
+            raise
         pid = self.process.pid
         assert pid is not None
         self.pid: int = pid
         self.name: str = self.process.name
+        self.owner: int = os.getpid()
+        # Whether it was waited for. Not what its exit code is: that stays unknown if SIGCHLD
+        # is ignored, or if somebody else has waited for it.
+        self._ended = False
         self._exitcode: int | None = None
         # Guards waiting for the process: of two threads in waitpid(), one is told that
-        # there is no such child.
-        self._reaping = threading.Lock()
+        # there is no such child. Re-entrant: a signal handler may wait or kill, too.
+        self._reaping = threading.RLock()
         try:
-            self._pidfd = _platform.open_pidfd(pid)
+            self._pidfd = descriptors.open_pidfd(pid)
         except OSError:  # it is dead so soon, or no descriptor is left: the sentinel will do
             self._pidfd = None
 
@@ -57,27 +73,42 @@ class Child:
         return self.process.sentinel if self._pidfd is None else self._pidfd
 
     @property
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return self.join(0)
+
+    @property
     def exitcode(self) -> int | None:
-        """How the process ended; None while it lives."""
-        if self._exitcode is None and _wait.poll([self.sentinel], 0):
-            self.join(None)
-        return self._exitcode
+        """How the process ended; None while it lives, or if only somebody else was told."""
+        return self._exitcode if self.ended else None
 
     def join(self, timeout: float | None) -> bool:
         """Wait for the end of the process, at most ``timeout`` seconds; tell if it came."""
-        if self._exitcode is None:
+        if not self._ended:
             if not _wait.poll([self.sentinel], timeout):
                 return False
             with self._reaping:
-                if self._exitcode is None:
-                    self.process.join()
-                    self._exitcode = self.process.exitcode
+                if not self._ended:
+                    self._exitcode = self._reaped()
+                    self._ended = True
         return True
+
+    def _reaped(self) -> int | None:
+        """Return the exit code of a process that has ended; None if it cannot be known."""
+        self.process.join()
+        # Somebody else was told if it is None. That may be another thread in
+        # multiprocessing.active_children(), which is about to note it: no descriptor tells.
+        deadline = Deadline(CODE_PATIENCE)
+        while (code := self.process.exitcode) is None and not deadline.passed():
+            time.sleep(0.001)
+        if code is None:
+            stdlib.forget_child(self.process)
+        return code
 
     def signal(self, number: int) -> None:
         """Send a signal, unless the process has ended."""
         with self._reaping, contextlib.suppress(ProcessLookupError):
-            if self._exitcode is not None:
+            if self._ended:
                 return
             if self._pidfd is not None:
                 signal.pidfd_send_signal(self._pidfd, number)
@@ -95,4 +126,5 @@ class Child:
 
 def _main(lifeline: _lifeline.Lifeline, main: Callable[..., None], args: tuple[Any, ...]) -> None:
     lifeline.hold()
+    stdlib.renew_standard_streams()
     main(*args)

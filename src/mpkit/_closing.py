@@ -10,7 +10,7 @@ import weakref
 from multiprocessing import util
 from typing import Protocol
 
-from mpkit import _platform
+from mpkit._platform import stdlib
 
 
 class Closable(Protocol):
@@ -37,9 +37,14 @@ def close_at_exit(thing: Closable) -> None:
 def _register() -> None:
     global _registered_in
     _registered_in = os.getpid()
-    _platform.call_at_exit(_close_all, 10)
+    stdlib.call_at_exit(_close_all, 10)
 
 
 def _close_all() -> None:
-    for thing in list(_open):
-        thing.close()
+    try:
+        # They may have something to say. The root of a program waits for them before it comes
+        # here; a child of multiprocessing would do so afterwards.
+        stdlib.wait_for_threads()
+    finally:
+        for thing in list(_open):
+            thing.close()

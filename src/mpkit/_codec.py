@@ -22,18 +22,23 @@ class Codec(Protocol):
         """Return ``message`` as a parcel, or raise before anything is sent."""
         ...
 
-    def unpack(self, data: bytes, fds: list[int], channel: str) -> Any:
-        """Return the message of a packet."""
+    def unpack(self, data: bytes, fds: list[int], channel: str, start: int = 0) -> Any:
+        """Return the message of a packet, of which the first ``start`` bytes are not looked at."""
+
+
+#: In the place of a type, that there is none. (None is one.)
+UNKNOWN: Any = object()
 
 
 class PickleCodec:
     """Any picklable object; large buffers beside the stream; channel ends move along."""
 
     def pack(self, message: object, channel: str) -> Parcel:
-        return _parcel.pack(message, f"the message {_short(message)} for {channel}")
+        # To be asked if it is needed: most messages travel.
+        return _parcel.pack(message, lambda: f"the message {_short(message)} for {channel}")
 
-    def unpack(self, data: bytes, fds: list[int], channel: str) -> Any:
-        return _parcel.unpack(data, fds)
+    def unpack(self, data: bytes, fds: list[int], channel: str, start: int = 0) -> Any:
+        return _parcel.unpack(data, fds, start)
 
 
 class MsgspecCodec:
@@ -55,7 +60,8 @@ class MsgspecCodec:
         return MsgspecCodec, self._types
 
     def pack(self, message: object, channel: str) -> Parcel:
-        parcel = Parcel(trusting=False)
+        parcel = Parcel()
+        parcel.trusting = False
         try:
             parcel.stream = self._encode(message)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -63,8 +69,8 @@ class MsgspecCodec:
             raise NotPicklable(what, f"msgspec cannot encode it: {error}") from error
         return parcel
 
-    def unpack(self, data: bytes, fds: list[int], channel: str) -> Any:
-        stream = _parcel.unpack_stream(data, fds)
+    def unpack(self, data: bytes, fds: list[int], channel: str, start: int = 0) -> Any:
+        stream = _parcel.unpack_stream(data, fds, start)
         try:
             return self._decode(stream)
         # A text that is no UTF-8 is a ValueError, and lists too deep in each other are a
@@ -80,7 +86,7 @@ def make(name: str, sent: Any, received: Any) -> Codec:
     if name != "msgspec":
         names = " or ".join(repr(known) for known in get_args(CodecName))
         raise ValueError(f"codec is {names}, not {name!r}")
-    if sent is None or received is None:
+    if sent is UNKNOWN or received is UNKNOWN:
         raise TypeError("codec='msgspec' checks messages: give channel() send= and recv=")
     return MsgspecCodec(sent, received)
 

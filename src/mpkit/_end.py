@@ -4,7 +4,7 @@ Before each packet stand its kind and the pid of its sender. So the other end kn
 whom to ask about, should nothing more come: a process that closed its end has said
 goodbye, and one that died has not.
 
-An `End` knows nothing of threads, timeouts of users, or who owns it: that is `_channel`.
+An `End` knows nothing of threads, timeouts of users, or who owns it: that is `_port`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-from mpkit import _platform
 from mpkit._errors import BrokenChannel, EndOfChannel, PeerDied
 from mpkit._link import Link, LinkDown, Malformed, Packet, discard
+from mpkit._platform import processes, stdlib
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ OBITUARY: Final = 0.2
 
 
 class End:
-    """A link that carries a channel's messages. One thread sends, one receives."""
+    """A link that carries a channel's messages. One thread at a time receives."""
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class End:
         ended: EndOfChannel | None = None,
         send_closed: bool = False,
         kept: tuple[list[bytes], bytes] = ([], b""),
+        due: int = 0,
     ) -> None:
         self.link = link
         link.keep(*kept)
@@ -57,43 +58,44 @@ class End:
         #: Why nothing more will be received.
         self.ended: EndOfChannel | None = ended
         self.send_closed: bool = send_closed
+        #: How many messages were received, and how many will have been with the last reply
+        #: that is due.
+        self.got: int = 0
+        self.due: int = due
         #: The multiprocessing.Process (or its Popen) to which this one gave the other end.
         self.peer: weakref.ref[Any] | None = None
+        self.settle()
+        #: What a message of the one who sent last begins with; nothing begins so.
+        self._usual = b"\0"
+
+    def settle(self) -> None:
+        """Be the end of this process, which may be a child that was just forked."""
+        self._header = _HEADER.pack(_MESSAGE, os.getpid())
 
     def facts(self) -> tuple[Any, ...]:
         """Return what makes the same end over another link: what moves besides that."""
-        kept = self.link.kept()
-        return self.codec, self.label, self.peer_pid, self.ended, self.send_closed, kept
+        kept, due = self.link.kept(), max(0, self.due - self.got)
+        return self.codec, self.label, self.peer_pid, self.ended, self.send_closed, kept, due
 
-    def pack(self, message: object) -> Parcel:
-        """Pack a message; raises before anything is sent."""
-        return self.codec.pack(message, self.label)
-
-    def send(self, parcel: Parcel, deadline: Deadline | None, receipt: list[int]) -> bool:
+    def send(self, parcel: Parcel, deadline: Deadline | None, receipt: list[int] | None) -> bool:
         """Send a packed message; False if the deadline passed and nothing was sent.
 
         The ``receipt`` is as for `Link.send`. Raises BrokenChannel if nobody can receive it.
         """
-        data, fds = parcel.seal(_HEADER.pack(_MESSAGE, os.getpid()))
+        data, fds = parcel.seal(self._header)
         try:
             return self.link.send(data, fds, deadline, receipt)
-        except LinkDown:
-            raise BrokenChannel(
-                self.label, "the other end was closed, or its process died"
-            ) from None
+        except LinkDown as error:
+            why = str(error) or "the other end was closed, or its process died"
+            raise BrokenChannel(self.label, why) from None
 
     def say_goodbye(self) -> None:
         """Say that no more will be sent. Never blocks; if nobody listens, so be it."""
         if self.send_closed:
             return
         self.send_closed = True
-        data = _HEADER.pack(_GOODBYE, os.getpid())
         with contextlib.suppress(LinkDown, OSError):
-            if not self.link.send(data, [], Deadline(0)):
-                # The peer has a buffer full of messages to read first. A larger buffer
-                # takes one small packet more.
-                self.link.enlarge()
-                self.link.send(data, [], Deadline(0))
+            self.link.send_last(_HEADER.pack(_GOODBYE, os.getpid()))
 
     def fill(self, deadline: Deadline | None) -> bool:
         """Have a message first in the link's inbox; False if the deadline passed.
@@ -101,7 +103,8 @@ class End:
         Raises the end: EndOfChannel after a goodbye, PeerDied without one. Raises
         BrokenChannel for what is not a packet of a channel.
         """
-        if self.ended is not None:
+        # What is in the inbox comes first: who was interrupted may have put it back.
+        if self.ended is not None and not self.link.inbox:
             raise copy.copy(self.ended)  # one with a traceback would keep all its frames alive
         try:
             if not self.link.fill(deadline):
@@ -112,6 +115,12 @@ class End:
         except Malformed as error:
             raise BrokenChannel(self.label, str(error)) from None
         data, fds = self.link.inbox[0]
+        if not data.startswith(self._usual):
+            self._look_at(data, fds)
+        return True
+
+    def _look_at(self, data: bytes, fds: list[int]) -> None:
+        """Note who sent a packet, the first one in the inbox; raise if it is no message."""
         kind = data[:1]
         if (
             len(data) < _HEADER.size
@@ -127,13 +136,13 @@ class End:
             self.ended = EndOfChannel(self.label)
             del self.link.inbox[0]  # no sooner: a signal handler may raise in between
             raise copy.copy(self.ended)
-        return True
+        self._usual = data[: _HEADER.size]
 
     def unpack(self, packet: Packet) -> Any:
         """Return the message of a packet. Raises whatever unpickling it raises."""
         data, fds = packet
         try:
-            return self.codec.unpack(data[_HEADER.size :], fds, self.label)
+            return self.codec.unpack(data, fds, self.label, _HEADER.size)
         except Malformed as error:
             raise BrokenChannel(self.label, str(error)) from None
 
@@ -144,14 +153,15 @@ class End:
     def _who_died(self) -> tuple[int | None, str | None]:
         """Return the pid of the process at the other end, and how it died, if known."""
         peer = self.peer and self.peer()
-        pid = self.peer_pid or _platform.pid_of(peer)
+        pid = self.peer_pid or stdlib.pid_of(peer)
         if pid is None or pid == os.getpid():
             return pid, None
-        if self.link.whole_packets and _platform.lives(pid):
-            # Who sent last has passed the end on: it was another one that died. (After
-            # half a packet no goodbye can follow; then he may just have closed it.)
+        if processes.lives(pid):
+            # Who sent last has passed the end on: it was another one that died. (Or he closed
+            # it inside a packet of a stream, after which no goodbye can follow.)
             return None, None
-        exitcode = _platform.exitcode_of_child(pid, OBITUARY)
-        if exitcode is None and _platform.pid_of(peer) == pid:
-            exitcode = _platform.known_exitcode(peer)  # it was waited for already
-        return pid, None if exitcode is None else _platform.exit_reason(exitcode)
+        exitcode = processes.exitcode_of_child(pid, OBITUARY)
+        if exitcode is None and stdlib.pid_of(peer) == pid:
+            # It was waited for already; or only the fork server can wait for it.
+            exitcode = stdlib.known_exitcode(peer, OBITUARY)
+        return pid, None if exitcode is None else processes.exit_reason(exitcode)

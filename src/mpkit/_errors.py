@@ -208,7 +208,11 @@ class WorkerDied(MpkitError):
 
 
 class WorkerInitError(MpkitError):
-    """The pool's workers cannot start: their initializer fails, or they die before it ends."""
+    """The pool's workers cannot start.
+
+    Their initializer fails, or they die before it ends, or the system has no process, memory
+    or descriptor for one (``__cause__`` is what it said).
+    """
 
     def __init__(self, attempts: int, why: str) -> None:
         super().__init__(attempts, why)
@@ -222,13 +226,38 @@ class WorkerInitError(MpkitError):
 class TaskTimeout(MpkitError, TimeoutError):
     """The task ran for longer than its ``timeout``, and its worker was killed."""
 
-    def __init__(self, what: str, timeout: float) -> None:
-        super().__init__(what, timeout)
+    def __init__(self, what: str, timeout: float, pid: int | None = None) -> None:
+        super().__init__(what, timeout, pid)
         self.what = what
         self.timeout = timeout
+        self.pid = pid
 
     def __str__(self) -> str:
-        return f"{self.what} was stopped: it ran for longer than its timeout of {self.timeout:g} s"
+        where = f" in process {self.pid}" if self.pid else ""
+        return (
+            f"{self.what} was stopped{where}: it ran for longer than its timeout "
+            f"of {self.timeout:g} s"
+        )
+
+
+class MemoryLimitExceeded(MpkitError, MemoryError):
+    """The task's worker occupied more memory than ``memory_hard_limit``, and was killed.
+
+    ``resident`` and ``limit`` are bytes.
+    """
+
+    def __init__(self, what: str, pid: int, resident: int, limit: int) -> None:
+        super().__init__(what, pid, resident, limit)
+        self.what = what
+        self.pid = pid
+        self.resident = resident
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} was stopped in process {self.pid}: it occupied {self.resident:,} bytes "
+            f"of memory, and the hard limit is {self.limit:,}"
+        )
 
 
 class TaskExit(MpkitError):

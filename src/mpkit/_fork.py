@@ -10,12 +10,14 @@ child can be born in between. Nothing is registered before the first use.
 
 from __future__ import annotations
 
+import _thread
 import os
+import signal
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from mpkit import _platform
+from mpkit._platform import processes, stdlib
 from mpkit._reach import Bearer as Bearer
 from mpkit._reach import reached_from
 
@@ -31,6 +33,11 @@ _installed = False
 #: While a `multiprocessing.Process` is being forked: the ids of what its arguments hold.
 _travelling: set[int] = set()
 _process: Any = None
+#: Which children this thread had before the fork; None if that is not to be known.
+_children: set[int] | None = None
+#: Which signals this thread had blocked before the fork.
+_mask: set[int | signal.Signals] = set()
+_ALL: Final = signal.valid_signals()
 
 
 class Inherited(Protocol):
@@ -148,34 +155,71 @@ def traveller() -> Any:
 
 
 def _before() -> None:
-    global _process
+    global _mask
+    # What a signal handler raises in here is reported and dropped by Python, and the rest
+    # of this would be left undone: an end would be nobody's. So signals wait. (Taken by a
+    # step of a loop, after which no handler runs.)
+    mask: set[int | signal.Signals] = set()
+    for mask in map(signal.pthread_sigmask, (signal.SIG_BLOCK,), (_ALL,)):
+        break
     guard.acquire()
+    _mask = mask
+    _do(_look_who_travels, *(thing._before_fork for thing in list(_known)))
+
+
+def _look_who_travels() -> None:
+    global _process, _children
     _travelling.clear()
-    process: object = _platform.process_being_forked()
+    process: object = stdlib.process_being_forked()
     _process = process
     if process is not None:
         _travelling.update(reached_from(vars(process)))
-    for thing in list(_known):
-        thing._before_fork()
+        _children = processes.children()
 
 
 def _after_in_parent() -> None:
     try:
-        for thing in list(_known):
-            thing._after_fork_in_parent()
+        _do(_look_whether_it_failed, *(thing._after_fork_in_parent for thing in list(_known)))
     finally:
         _done()
+
+
+def _look_whether_it_failed() -> None:
+    # Python calls us also if the fork has failed. Then nobody got anything.
+    if _travelling and processes.children() == _children is not None:
+        _travelling.clear()
 
 
 def _after_in_child() -> None:
     try:
-        for thing in list(_known):
-            thing._after_fork_in_child()
+        _do(*(thing._after_fork_in_child for thing in list(_known)))
     finally:
         _done()
+
+
+def _do(*steps: Callable[[], None]) -> None:
+    """Do all steps, whatever one raises: a handler's, of a signal that another thread got."""
+    errors: list[BaseException] = []
+    for step in steps:
+        try:
+            step()
+        except BaseException as error:  # noqa: BLE001  it is raised in the end
+            errors.append(error)
+            step()  # each comes to the same when it is done again
+    if errors:
+        raise errors[0]
 
 
 def _done() -> None:
     global _process
     _process = None
+    mask = _mask
     guard.release()
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    except KeyboardInterrupt:
+        # Of a Ctrl-C that has waited. Once more, for when Python has returned from the fork
+        # (or calls the next one's handler, which drops it); by a step of a loop, or it would
+        # be now.
+        for _ in map(_thread.interrupt_main, (signal.SIGINT,)):
+            break

@@ -15,7 +15,8 @@ import threading
 from multiprocessing.reduction import DupFd
 from typing import Any
 
-from mpkit import _fork, _platform
+from mpkit import _fork
+from mpkit._platform import descriptors
 
 
 class Lifeline:
@@ -28,7 +29,14 @@ class Lifeline:
     def hold(self) -> None:
         """Have this process die with the one that made the lifeline. For a new child."""
         if not self._ask_the_kernel():
-            threading.Thread(target=self._watch, name="mpkit lifeline", daemon=True).start()
+            watching = threading.Thread(target=self._watch, name="mpkit lifeline", daemon=True)
+            # It takes no signals: one that all other threads have blocked, in order to
+            # wait for it, would end the process by it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                watching.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _ask_the_kernel(self) -> bool:
         # Each child needs an open file of its own, for it has one owner to be killed.
@@ -36,7 +44,7 @@ class Lifeline:
             fd = os.open(f"/proc/self/fd/{self._reader}", os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             return False
-        if not _platform.die_when_hung_up(fd):
+        if not descriptors.die_when_hung_up(fd):
             os.close(fd)
             return False
         os.close(self._reader)

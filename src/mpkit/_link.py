@@ -5,11 +5,12 @@ packet arrives whole or not at all, so there is no half message to recover from,
 length that could lie, and no lock that a dead process could hold. A packet has at
 most `PACKET` bytes, and descriptors may ride on it.
 
-A signal handler may raise between any two calls of Python code, and what a call has
-returned is lost then. So what was received is put into the `inbox` by C code: no handler
-can come between the system call and the list. (``list.extend(map(recvmsg, ...))``.)
+A signal handler may raise as soon as a call of C code has returned, and what that returned
+is lost then. So what must not be lost is had by a step of a loop, or put into a list by C
+code (``for x in map(recvmsg, ...): break``, ``list.extend(map(sendmsg, ...))``): after these
+no handler runs before it is where it belongs. Nor does one as a function of Python returns.
 
-Where the system has no such socket (macOS), a `_StreamLink` puts lengths in front.
+Where the system has no such socket (macOS), it is a `StreamLink`: `_links` makes what there is.
 """
 
 from __future__ import annotations
@@ -17,38 +18,45 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import functools
 import os
+import resource
+import select
 import socket
+import threading
 from multiprocessing.reduction import DupFd
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from mpkit import _fork, _platform, _wait
+from mpkit import _fork, _wait
+from mpkit._frames import FRAMED
 from mpkit._frames import PACKET as PACKET
-from mpkit._frames import Arriving, framed
 from mpkit._frames import Malformed as Malformed
 from mpkit._frames import Packet as Packet
+from mpkit._platform import descriptors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mpkit._wait import Deadline
 
 #: Descriptors that may ride on a packet; the kernel takes 253 (SCM_MAX_FD).
 MOST_DESCRIPTORS: Final = 250
 
-_ANCILLARY = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
+ANCILLARY = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
 # macOS has neither; Python ignores SIGPIPE anyway.
 _NOSIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
 _CLOEXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 # As plain numbers: to combine those of the enum takes longer than all else here.
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _TRUNCATED: Final = int(socket.MSG_TRUNC)
+# Not everywhere.
+_HUNG_UP: Final = int(getattr(select, "POLLRDHUP", 0))
 
-# For map(), each a sequence of one.
-_SEND: Final = (_NOSIGNAL | _DONTWAIT,)
-_BLOCKING: Final = (_CLOEXEC,)
-_NOW: Final = (_CLOEXEC | _DONTWAIT,)
-_ROOM: Final = (_ANCILLARY,)
+_SEND: Final = _NOSIGNAL | _DONTWAIT
+NOW: Final = _CLOEXEC | _DONTWAIT
+
+#: What recvmsg returns: bytes, ancillary data, flags, an address.
+Raw = tuple[bytes, list[tuple[int, int, bytes]], int, Any]
 
 #: What the kernel says when the connection is no more, or we have closed it. All else
 #: (no memory, say) is not about the other end; nor is what a signal handler raises.
@@ -59,14 +67,14 @@ _GONE: Final = frozenset(
 
 
 class LinkDown(Exception):
-    """Nobody is at the other end any more."""
+    """Nobody is at the other end any more; or, if it says so, we had to give the link up."""
 
 
 class Link:
     """One end of a socket pair. Every forked child closes its copy, unless it travels.
 
-    One thread at a time may receive; and send, though a signal handler may do so meanwhile.
-    ``shut`` wakes both.
+    One thread at a time may receive, though a signal handler may do so meanwhile; any number
+    may send. ``shut`` wakes all.
     """
 
     #: Whether packets are sent and received in one step each.
@@ -81,22 +89,42 @@ class Link:
         #: Packets that were received and not taken yet: more than none if somebody who
         #: was about to take one was interrupted.
         self.inbox: list[Packet] = []
-        self._raw: list[tuple[bytes, Any, int, Any]] = []
+        #: What was read and is not in the inbox yet.
+        self._raw: Raw | None = None
+        self._reads = self._reading(_CLOEXEC)
+        self._reads_now = self._reading(NOW)
+        self._make_lock()
+        self._said_last = False
 
-    @staticmethod
-    def pair() -> tuple[Link, Link]:
+    def _reading(self, flags: int) -> Iterator[Raw]:
+        """Return what reads at each step; it never ends but by what it raises."""
+        return iter(functools.partial(self._socket.recvmsg, PACKET, ANCILLARY, flags), None)
+
+    def _make_lock(self) -> None:
+        # Held while a packet goes out, never while one waits for room. Re-entrant: a
+        # signal handler may close a channel whose send() it interrupts.
+        self._sending = threading.RLock()
+
+    @classmethod
+    def pair(cls) -> tuple[Self, Self]:
         """Return both ends of a new connection."""
         with _fork.guard:
-            here, there = _platform.socket_pair()
-            ends = _new(here), _new(there)
+            here, there = descriptors.socket_pair(FRAMED)
+            ends = cls._known(here), cls._known(there)
         return ends
 
-    @staticmethod
-    def adopt(fd: int) -> Link:
+    @classmethod
+    def adopt(cls, fd: int) -> Self:
         """Return the link whose descriptor arrived from another process."""
         with _fork.guard:
             os.set_inheritable(fd, False)  # it is while a spawned process begins
-            return _new(socket.socket(fileno=fd))
+            return cls._known(socket.socket(fileno=fd))
+
+    @classmethod
+    def _known(cls, sock: socket.socket) -> Self:
+        link = cls(sock)
+        _fork.know(link)
+        return link
 
     def send(
         self,
@@ -107,26 +135,56 @@ class Link:
     ) -> bool:
         """Send one packet, whole; False if the deadline passed first and nothing was sent.
 
-        The ``receipt`` is no longer empty when it was sent, also if a signal handler
-        raises just then. Raises LinkDown if nobody can receive it.
+        A ``receipt`` is no longer empty when it was sent, also if a signal handler raises just
+        then. Raises LinkDown if nobody can receive it, and OSError (ETOOMANYREFS) if no more
+        descriptors can be on their way.
         """
-        receipt = [] if receipt is None else receipt
-        rights = _rights(fds)
-        while not self._sent([data], rights, receipt):
-            if not _may_wait(self.fd, deadline):
+        while True:
+            try:
+                with self._sending:
+                    if self._said_last:
+                        raise LinkDown
+                    if receipt is not None:
+                        receipt.extend(self._sendmsgs(data, fds))
+                    elif fds:
+                        self._socket.sendmsg([data], _rights(fds), _SEND)
+                    else:
+                        self._socket.send(data, _SEND)  # takes half the time of the others
+                return True
+            except OSError as error:
+                self._check_full(error)
+            if not may_wait(self.fd, deadline):
                 return False
-        return True
 
-    def _sent(self, parts: list[bytes], rights: Any, receipt: list[int]) -> bool:
-        try:
-            receipt.extend(map(self._socket.sendmsg, (parts,), (rights,), _SEND))
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno in _GONE:
-                raise LinkDown from error
-            raise
-        return True
+    def send_last(self, data: bytes) -> None:
+        """Send a small packet, if there is room; none can be sent any more. Never blocks."""
+        now = _wait.Deadline(0)
+        with self._sending:
+            try:
+                if not self.send(data, (), now):
+                    # The other end has a buffer full of packets to read first.
+                    self._enlarge()
+                    self.send(data, (), now)
+            finally:
+                self._said_last = True
+
+    def _sendmsgs(self, data: bytes, fds: Sequence[int]) -> Iterator[int]:
+        """Return what sends this at its only step."""
+        return map(self._socket.sendmsg, ([data],), (_rights(fds),), (_SEND,))
+
+    def _check_full(self, error: OSError) -> None:
+        """Raise what hinders us from sending, unless it is that there is no room."""
+        if error.errno in _GONE:
+            raise LinkDown from error
+        if error.errno == errno.ETOOMANYREFS:
+            most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            why = (
+                "this user's processes have too many descriptors on their way that nobody has "
+                f"received (this one may send while there are at most {most}: ulimit -n)"
+            )
+            raise OSError(error.errno, f"{error.strerror}: {why}") from None
+        if not isinstance(error, BlockingIOError):
+            raise error
 
     def receive(self, deadline: Deadline | None = None) -> Packet | None:
         """Return the next packet and its descriptors; None if the deadline passed first.
@@ -143,64 +201,68 @@ class Link:
     def fill(self, deadline: Deadline | None = None) -> bool:
         """As `receive`, but leave the packet in the inbox, and tell whether there is one."""
         while not self.inbox:
-            if self._raw:
-                self._sort()
-            elif not self._read(deadline):
+            if self._raw is None and not self._read(deadline):
                 if deadline is not None and deadline.passed():
                     return False
                 _wait.poll([self.fd], deadline.left() if deadline else None)
+            if self._raw is not None:
+                self._sort(self._raw)
         return True
 
     def _read(self, deadline: Deadline | None) -> bool:
-        """Read once; False if there is nothing to read now."""
-        return self._received(PACKET, _NOW if deadline else _BLOCKING)
-
-    def _received(self, size: int, flags: tuple[int]) -> bool:
+        """Read once, if there is something to read; False if there is not."""
+        reads = self._reads_now if deadline else self._reads
         try:
-            self._raw.extend(map(self._socket.recvmsg, (size,), _ROOM, flags))
-        except BlockingIOError:
-            return False
+            for self._raw in reads:
+                break
         except OSError as error:
-            # The other end was closed with packets of *ours* unread. The kernel says so
-            # once, and before it hands out what the other end had sent us.
-            if error.errno == errno.ECONNRESET:
-                return True
-            if error.errno in _GONE:
-                raise LinkDown from error
-            raise
+            return self._read_nothing(error)
         return True
 
-    def _sort(self) -> None:
+    def _read_nothing(self, error: OSError) -> bool:
+        if isinstance(error, BlockingIOError):
+            return False
+        # The other end was closed with packets of *ours* unread. The kernel says so
+        # once, and before it hands out what the other end had sent us.
+        if error.errno == errno.ECONNRESET:
+            return True
+        if error.errno in _GONE:
+            raise LinkDown from error
+        raise error
+
+    def _sort(self, raw: Raw) -> None:
         """Move what was read to the inbox."""
-        data, ancillary, how, _ = self._raw[0]
+        data, ancillary, how, _ = raw
         if not data or how & _TRUNCATED:
-            fds = _descriptors(ancillary)
-            self._raw.clear()
+            fds = descriptors_in(ancillary)
+            self._raw = None
             discard(fds)
             if not data:  # no packet of ours is empty
-                raise LinkDown
+                if _ended(self.fd):
+                    raise LinkDown
+                raise Malformed("a packet is empty")
             raise Malformed(f"a packet has more than {PACKET} bytes")
         if ancillary:
-            owner, fds = _fork.owned([]), _descriptors(ancillary)
-            packets = [(data, owner)]
-            # In one step, for signal handlers come only between calls.
+            owner, fds = _fork.owned([]), descriptors_in(ancillary)
+            packets: list[Packet] = [(data, owner)]
+            # In one step, for signal handlers come only after calls.
             owner += fds
             self.inbox += packets
         else:
             self.inbox += [(data, [])]
-        del self._raw[0]
+        self._raw = None
 
     def poll(self, deadline: Deadline) -> bool:
         """Tell whether a packet, or the end, can be received, or will be in time.
 
         Without `whole_packets` it reads, so it is for who may receive just now.
         """
-        return bool(self.inbox or self._raw or _wait.poll([self.fd], deadline.left()))
+        return bool(self.inbox or self._raw is not None or _wait.poll([self.fd], deadline.left()))
 
     @property
     def busy(self) -> bool:
-        """Whether it holds descriptors that were received and not taken: then it cannot move."""
-        return bool(self._raw) or any(fds for _, fds in self.inbox)
+        """Whether it holds what cannot move with it, as descriptors that nobody has taken."""
+        return self._raw is not None or any(fds for _, fds in self.inbox)
 
     def kept(self) -> tuple[list[bytes], bytes]:
         """Return what was received and not taken: packets, and a part of one."""
@@ -214,11 +276,14 @@ class Link:
         """Send what is left of a packet that was begun; tell whether nothing is."""
         return True
 
-    def enlarge(self) -> None:
+    def _enlarge(self) -> None:
         """Make room for one more small packet in a full buffer, as far as the system allows."""
-        size = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         # Linux reports twice what was asked for, and doubles what is asked for.
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        with contextlib.suppress(OSError):  # macOS reports the room that is left; if that is 0
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._room())
+
+    def _room(self) -> int:
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
     def shut(self) -> None:
         """Send and receive no more; whoever waits on this end, here or there, wakes."""
@@ -239,19 +304,19 @@ class Link:
         """Give the descriptor back. What was sent can still be received."""
         self.closed = True
         self._socket.close()
-        for raw in self._raw:
-            discard(_descriptors(raw[1]))
+        if self._raw is not None:
+            discard(descriptors_in(self._raw[1]))
         for _, fds in self.inbox:
             discard(fds)
-        self.inbox, self._raw = [], []
+        self.inbox, self._raw = [], None
 
     def __del__(self) -> None:
-        if hasattr(self, "_raw"):  # else it was never finished
+        if hasattr(self, "_said_last"):  # else it was never finished
             self.close()  # without the socket's warning: nobody has to wait for a job
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Only while a process is being spawned, with the link among its arguments.
-        return _arrive, (DupFd(self.fd),)
+        return _arrive, (type(self), DupFd(self.fd))
 
     def _before_fork(self) -> None:
         """Nothing to decide: the arguments of the new process say what travels."""
@@ -261,98 +326,21 @@ class Link:
             self.close()
 
     def _after_fork_in_child(self) -> None:
+        self._make_lock()  # a thread of the parent may hold it, which is not here to let go
         if not _fork.travels(self):
             self.close()
 
 
-class _StreamLink(Link):
-    """A link over a stream (see `_frames`). What is half done stays here, to go on with."""
-
-    whole_packets = False
-
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock)
-        self._arriving = Arriving()
-        # A packet, and how many bytes of it were sent each time; it was begun if any were.
-        self._leaving: tuple[bytes, list[int]] = b"", []
-
-    def send(
-        self,
-        data: bytes,
-        fds: Sequence[int],
-        deadline: Deadline | None = None,
-        receipt: list[int] | None = None,
-    ) -> bool:
-        receipt = [] if receipt is None else receipt
-        packet, rights = framed(data), _rights(fds)
-        while not receipt:
-            if not self._flushed(deadline):
-                return False
-            # The receipt is what both look at, so that it tells of no half done step.
-            self._leaving = packet, receipt
-            if not self._sent([packet], rights, receipt) and not _may_wait(self.fd, deadline):
-                return False
-        # Of who has no time to wait at all, the rest leaves before the next packet.
-        patient = deadline is None or deadline.timeout
-        if patient and not self._flushed(deadline):
-            self.shut()  # half a packet is out: there is no way back
-            raise LinkDown
+def _ended(fd: int) -> bool:
+    """Tell whether nothing more can come, where to read nothing may be an empty packet, too."""
+    if not _HUNG_UP:
         return True
-
-    def flush(self) -> bool:
-        packet, sent = self._leaving
-        while sent and (left := packet[sum(sent) :]):
-            if not self._sent([left], [], sent):
-                return False
-        return True
-
-    def _flushed(self, deadline: Deadline | None) -> bool:
-        while not self.flush():
-            if not _may_wait(self.fd, deadline):
-                return False
-        return True
-
-    def poll(self, deadline: Deadline) -> bool:
-        try:
-            return self.fill(deadline)
-        except (LinkDown, Malformed):  # that is something to receive, too
-            return True
-
-    def _read(self, deadline: Deadline | None) -> bool:
-        return self._received(self._arriving.missing(), _NOW)
-
-    def _sort(self) -> None:
-        part, ancillary, _, _ = self._raw[0]
-        if not part:
-            raise LinkDown
-        owner, packets = _fork.owned([]), list[Packet]()
-        arriving = self._arriving.plus(part, _descriptors(ancillary))
-        if not arriving.missing():
-            data, fds = arriving.packet()
-            packets, arriving = [(data, owner if fds else fds)], Arriving()
-            owner += fds  # from here on without a call, as above
-        self.inbox += packets
-        self._arriving = arriving
-        del self._raw[0]
-
-    @property
-    def busy(self) -> bool:
-        return super().busy or bool(self._arriving.fds)
-
-    def kept(self) -> tuple[list[bytes], bytes]:
-        return super().kept()[0], self._arriving.begun
-
-    def keep(self, packets: list[bytes], begun: bytes) -> None:
-        super().keep(packets, begun)
-        self._arriving = Arriving(begun)
-
-    def close(self) -> None:
-        super().close()
-        fds, self._arriving = list(self._arriving.fds), Arriving()
-        discard(fds)  # of a packet that never came whole
+    poller = select.poll()
+    poller.register(fd, _HUNG_UP)
+    return bool(poller.poll(0))
 
 
-def _may_wait(fd: int, deadline: Deadline | None) -> bool:
+def may_wait(fd: int, deadline: Deadline | None) -> bool:
     """Wait until ``fd`` takes data; False if the deadline has passed."""
     if deadline is not None and deadline.passed():
         return False
@@ -360,14 +348,8 @@ def _may_wait(fd: int, deadline: Deadline | None) -> bool:
     return True
 
 
-def _new(sock: socket.socket) -> Link:
-    link = Link(sock) if _platform.HAS_PACKETS else _StreamLink(sock)
-    _fork.know(link)
-    return link
-
-
-def _arrive(copy: Any) -> Link:
-    return Link.adopt(copy.detach())
+def _arrive(kind: type[Link], copy: Any) -> Link:
+    return kind.adopt(copy.detach())
 
 
 def _rights(fds: Sequence[int]) -> list[tuple[int, int, array.array[int]]]:
@@ -380,7 +362,7 @@ def discard(fds: list[int]) -> None:
         _fork.owned(fds).close()
 
 
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+def descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     fds = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

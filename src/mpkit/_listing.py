@@ -13,7 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mpkit import _platform, _runtime
+from mpkit import _runtime
+from mpkit._platform import files, processes
 from mpkit._queue import Queue
 from mpkit._slotfile import (
     HEADER,
@@ -89,7 +90,7 @@ def _names(folder: str) -> list[str]:
 def _read(path: str) -> Iterator[InUse]:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        user = _platform.foreign_lock(fd, USE, 1)
+        user = files.foreign_lock(fd, USE, 1)
         content = os.pread(fd, size_of(NOTED), 0)
         if user is None or len(content) < HEADER.size or not content.startswith(MAGIC):
             return
@@ -128,4 +129,4 @@ def _party(pid: int) -> Party:
 
 
 def _command(pid: int) -> str:
-    return _platform.process_name(pid) if pid > 0 else "(in another container)"
+    return processes.process_name(pid) if pid > 0 else "(in another container)"

@@ -9,19 +9,25 @@ there by a `RemoteError` that says why, instead of breaking whoever reads it.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import pickle
+import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mpkit import _parcel, _pickling
 from mpkit._errors import NotPicklable, RemoteError, RemoteTraceback, TaskExit
+from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
+    from mpkit._link import Link
     from mpkit._parcel import Parcel
+    from mpkit._pickling import Name
 
 #: The first byte of an outcome's packet.
 DONE: Final = b"d"
@@ -44,23 +50,50 @@ def pack_result(what: str, fn: Callable[..., object], value: object) -> tuple[by
 
 def pack_error(what: str, error: BaseException, *, skip_frames: int = 0) -> Parcel:
     """Pack an exception and its traceback."""
-    raised = Raised.of(what, error, skip_frames=skip_frames)
+    try:
+        raised = Raised.of(what, error, skip_frames=skip_frames)
+    except BaseException as failure:  # noqa: BLE001  more is odd about its class than is foreseen
+        raised = Raised.in_brief(error, failure)
     return _parcel.pack(raised, f"the failure of {what}")
 
 
-def seal(header: bytes, kind: bytes, parcel: Parcel, what: str) -> tuple[Parcel, bytes, list[int]]:
-    """Return an outcome's parcel, its packet and the packet's descriptors.
+def send(link: Link, header: bytes, kind: bytes, parcel: Parcel, what: str, to: str) -> bytes:
+    """Send an outcome; return its kind. What it carries belongs ``to`` somebody else then.
 
     That no descriptors or no memory are left for it is an outcome, too: one that takes
-    neither to be told.
+    neither to be told. Raises LinkDown if nobody waits for it.
     """
-    try:
-        return parcel, *parcel.seal(header + kind)
-    except OSError as error:
-        parcel.close()
-        error.add_note(f"(raised while the {_WORDS[kind]} of {what} was sent)")
-        parcel = pack_error(what, error)
-        return parcel, *parcel.seal(header + FAILED)
+    with contextlib.closing(parcel):
+        try:
+            _send_patiently(link, *parcel.seal(header + kind))
+        except OSError as error:
+            error.add_note(f"(raised while the {_WORDS[kind]} of {what} was sent)")
+            failure = pack_error(what, error)
+        else:
+            parcel.depart(f"moved to {to}")
+            return kind
+    with contextlib.closing(failure):
+        link.send(*failure.seal(header + FAILED))
+    return FAILED
+
+
+#: Seconds for descriptors that others have on their way to arrive. (Arbitrary: if their
+#: receivers are at work it takes milliseconds, and if not it takes for ever.)
+_PATIENCE: Final = 2.0
+
+
+def _send_patiently(link: Link, data: bytes, fds: list[int]) -> None:
+    """Send a packet, again for a while if too many descriptors are on their way."""
+    deadline, pause = Deadline(_PATIENCE), 0.001
+    while True:
+        try:
+            link.send(data, fds)
+            return
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or deadline.passed():
+                raise
+        time.sleep(pause)  # the kernel counts for each user, and tells nobody when it is less
+        pause *= 2
 
 
 _WORDS: Final = {DONE: "result", FAILED: "exception"}
@@ -72,12 +105,12 @@ def unpack_error(data: bytes, fds: list[int]) -> BaseException:
     return raised.error()
 
 
-def unpack_result(what: str, data: bytes, fds: list[int]) -> Any:
+def unpack_result(what: Name, data: bytes, fds: list[int], start: int = 0) -> Any:
     """Return what the call returned; what unpickling raises says so in a note."""
     try:
-        return _parcel.unpack(data, fds)
+        return _parcel.unpack(data, fds, start)
     except BaseException as error:
-        error.add_note(f"(raised here while the result of {what} was unpickled)")
+        error.add_note(f"(raised here while the result of {_pickling.text(what)} was unpickled)")
         raise
 
 
@@ -98,6 +131,15 @@ class Raised(NamedTuple):
         family = _Family(error)
         parts = _taken_apart(what, family)
         return Raised(_formatted(error, trace), parts, family.numbers[id(error)])
+
+    @staticmethod
+    def in_brief(error: BaseException, failure: BaseException) -> Raised:
+        """Tell of ``error`` what can be told without a look at what its class has."""
+        name = _name_of(error)
+        why = f"it could not be taken apart: {_message(failure)}"
+        part = _Part(name, "", f"<a {name}>", [], b"", [], why, "", -1, -1, False)
+        frames = traceback.format_tb(_traceback.__get__(error))
+        return Raised(f"{''.join(frames)}{name}\n", [part], 0)
 
     def error(self) -> BaseException:
         """Return the exception with its members, causes and contexts.
@@ -176,6 +218,7 @@ class _Unpickler(pickle.Unpickler):
 _cause: Any = vars(BaseException)["__cause__"]
 _context: Any = vars(BaseException)["__context__"]
 _suppress_context: Any = vars(BaseException)["__suppress_context__"]
+_traceback: Any = vars(BaseException)["__traceback__"]
 _members: Any = vars(BaseExceptionGroup)["exceptions"]
 
 #: At most so many exceptions that hang together travel with what hangs on them; the chain
@@ -284,8 +327,11 @@ def _check(sent: BaseException, there: BaseException, raised: bool) -> None:
 
 
 def _notes(error: BaseException) -> list[str]:
-    notes = vars(error).get("__notes__", ())
-    return [str.__str__(note) for note in notes if isinstance(note, str)]
+    try:
+        notes = vars(error).get("__notes__", ())
+        return [str.__str__(note) for note in notes if isinstance(note, str)]
+    except BaseException:  # noqa: BLE001  no list, or the class has a __dict__ of its own
+        return []
 
 
 def _formatted(error: BaseException, trace: TracebackType | None, chain: bool = True) -> str:
@@ -304,11 +350,17 @@ def _qualified_name(error: BaseException) -> str:
     return module + kind.__qualname__
 
 
+def _name_of(error: BaseException) -> str:
+    """Return the name of its class, as type has it: a metaclass may have a property."""
+    name: str = vars(type)["__name__"].__get__(type(error))
+    return name
+
+
 def _message(error: BaseException) -> str:
     try:
         return str.__str__(str(error))
     except BaseException as failure:  # noqa: BLE001  user code
-        return f"<its __str__ raised {type(failure).__name__}>"
+        return f"<its __str__ raised {_name_of(failure)}>"
 
 
 def describe(fn: Callable[..., object]) -> str:

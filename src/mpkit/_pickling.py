@@ -5,8 +5,8 @@ nearly everything. ``cloudpickle``, where it is installed, adds lambdas, closure
 what was typed into a notebook. What remains is `NotPicklable`, raised in the caller's
 thread before a byte has left it.
 
-Buffers of `OUT_OF_BAND` bytes and more (NumPy and Arrow arrays) are not copied into
-the stream: pickle protocol 5 hands them over as they lie in memory.
+The large buffers (of NumPy and Arrow arrays) of what does not fit in a packet are not copied
+into the stream: pickle protocol 5 hands them over as they lie in memory.
 """
 
 from __future__ import annotations
@@ -14,25 +14,32 @@ from __future__ import annotations
 import copyreg
 import errno
 import functools
-import io
+import math
 import pickle
 import reprlib
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
+from mpkit._culprit import path_to
 from mpkit._errors import MpkitError, NotPicklable
+from mpkit._frames import PACKET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    BufferCallback = Callable[[pickle.PickleBuffer], Any]
+    Pickled = tuple[bytes, list[pickle.PickleBuffer]]
+    Name = str | Callable[[], str]
     Elsewhere = Callable[[Any], Any]
 
-#: Bytes from which a buffer travels beside the pickle stream instead of in it. That saves
-#: two copies, and costs some µs. Measured by ``python -m benchmarks --thresholds``, with a
-#: hundred arrays in a message: of 8 KB each, it is faster in the stream; of 16 KB, beside it;
-#: of 64 KB, the stream takes half as much time again.
+#: Bytes from which a buffer travels beside the pickle stream instead of in it, if not all of
+#: them fit in a packet. That saves two copies, and costs some µs. Measured by ``python -m
+#: benchmarks --thresholds``, with a hundred arrays in a message: of 8 KB each, it is faster
+#: in the stream; of 16 KB, beside it; of 64 KB, the stream takes half as much time again.
 OUT_OF_BAND = 16 * 1024
+
+#: Bytes of such buffers that are in the stream all the same, where they come first. If there
+#: are no more, then the stream fits in a packet, and to send that takes some 60 µs less.
+_IN_PACKET = PACKET - 4096
 
 
 class _Reducers:
@@ -44,103 +51,161 @@ class _Reducers:
 
     def table(self) -> dict[type, Any]:
         """Return them, with what was registered since the last call."""
-        reducers: dict[type, Any] = getattr(ForkingPickler, "_extra_reducers")  # noqa: B009
-        known = len(copyreg.dispatch_table), len(reducers)
-        if known != self._known:
+        if self._known != (known := (len(copyreg.dispatch_table), len(_EXTRA))):
             self._known = known
-            self._table = copyreg.dispatch_table | reducers | {memoryview: _reduce_view}
+            self._table = copyreg.dispatch_table | _EXTRA | {memoryview: _reduce_view}
         return self._table
 
 
+_EXTRA: dict[type, Any] = getattr(ForkingPickler, "_extra_reducers")  # noqa: B009
 _reducers = _Reducers()
 
 
 def _reduce_view(view: memoryview) -> tuple[Any, ...]:
     """Pickle can do every buffer but this one."""
-    flat = pickle.PickleBuffer(view.cast("B") if view.c_contiguous else view.tobytes())
-    return _rebuild_view, (flat, view.format, view.shape)
+    form, shape = view.format, view.shape or ()
+    try:
+        if not view.nbytes:  # a row of zeros, to be made empty there
+            row = bytes(view.itemsize * math.prod(shape[1:]))
+            args = pickle.PickleBuffer(row if view.readonly else bytearray(row)), form, shape
+        elif view.c_contiguous:
+            args = pickle.PickleBuffer(view.cast("B")), form, shape
+        else:
+            args = pickle.PickleBuffer(view.tobytes()), form, shape
+        made = _rebuild_view(*args)  # here, since the receiver could only lose the message
+        if (made.format, made.shape) == (form, shape):
+            return _rebuild_view, args
+    except (ValueError, TypeError, OverflowError, MemoryError):
+        pass
+    raise NotPicklable(
+        f"a memoryview of format {form!r} and shape {shape}",
+        "Python can make no other one like it; send what it is a view of, or its bytes",
+    )
 
 
 def _rebuild_view(flat: Any, form: str, shape: tuple[int, ...]) -> memoryview:
-    view = memoryview(flat).cast("B")
-    return view if (form, shape) == (view.format, view.shape) else view.cast(form, shape)  # type: ignore[call-overload]
+    view: Any = memoryview(flat).cast("B")
+    made: memoryview = view
+    if (form, shape) != (view.format, view.shape):
+        # No cast makes a shape with a zero in it, but a slice does, if the zero comes first.
+        empty = shape[:1] == (0,)
+        made = view.cast(form, (1, *shape[1:]))[:0] if empty else view.cast(form, shape)
+    return made
+
+
+class _Press:
+    """A pickler, and what it makes of an object: a stream, and the buffers beside that."""
+
+    def __init__(self, kind: Any, elsewhere: Elsewhere | None = None) -> None:
+        # One without `elsewhere` need not ask of each object.
+        made = _asking(kind) if elsewhere else kind
+        self._parts: list[bytes] = []
+        self._buffers = buffers = list[pickle.PickleBuffer]()
+        self._room = room = [_IN_PACKET]
+        self.write = self._parts.append  # for the pickler, whose file we are
+
+        def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+            size = buffer.raw().nbytes
+            if size < OUT_OF_BAND:
+                return True
+            room[0] -= size
+            if room[0] >= 0:
+                return True
+            buffers.append(buffer)
+            return False
+
+        self._pickler = made(self, 5, buffer_callback=keep_in_band)
+        if elsewhere:
+            self._pickler.elsewhere = elsewhere
+        self._has_our_table = kind is pickle.Pickler
+
+    def dump(self, thing: object) -> Pickled:
+        """Return the stream and the buffers of ``thing``. To be used again if that went well."""
+        pickler, parts, buffers = self._pickler, self._parts, self._buffers
+        if self._has_our_table:
+            pickler.dispatch_table = _reducers.table()
+        pickler.dump(thing)
+        # A small pickle is written at once.
+        stream, beside = parts[0] if len(parts) == 1 else b"".join(parts), buffers.copy()
+        pickler.clear_memo()
+        parts.clear()
+        buffers.clear()
+        self._room[0] = _IN_PACKET
+        return stream, beside
+
+
+#: Those that nobody uses just now: to make one takes longer than to pickle a small object.
+_idle: list[_Press] = []
+#: Bytes of a stream after which its pickler may have grown large itself.
+_LARGE = 64 * 1024
 
 
 def dumps(
     thing: object,
-    what: str,
+    what: Name,
     elsewhere: Elsewhere | None = None,
     start_anew: Callable[[], object] = lambda: None,
-) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    names: Sequence[str] = (),
+) -> Pickled:
     """Return the pickle stream of ``thing`` and the large buffers that belong to it.
 
-    ``what`` names it in the error. ``elsewhere`` is what pickle calls ``persistent_id``:
-    asked of each object, it returns a reference by which the reader finds it, or None.
-    ``start_anew`` is called before the second pickler is tried. Raises `NotPicklable`,
-    with the original error as its cause, and OSError if the system has run out of
-    descriptors: that says nothing of ``thing``.
+    ``what`` names it in the error, or is asked for that. ``elsewhere`` is what pickle calls
+    ``persistent_id``: asked of each object, it returns a reference by which the reader
+    finds it, or None. ``start_anew`` is called before another pickler is tried.
+    ``names`` are what the error calls the elements of ``thing``, a tuple. Raises
+    `NotPicklable`, with the original error as its cause, and OSError if the system has run
+    out of descriptors: that says nothing of ``thing``.
     """
-    buffers: list[pickle.PickleBuffer] = []
-
-    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
-        if buffer.raw().nbytes < OUT_OF_BAND:
-            return True
-        buffers.append(buffer)
-        return False
-
-    file = io.BytesIO()
-    pickler: Any = _pickler(pickle.Pickler, file, keep_in_band, elsewhere)
-    pickler.dispatch_table = _reducers.table()
     try:
-        pickler.dump(thing)
+        if elsewhere:
+            return _Press(pickle.Pickler, elsewhere).dump(thing)
+        try:
+            press = _idle.pop()
+        except IndexError:
+            press = _Press(pickle.Pickler)
+        made = press.dump(thing)
+        if len(made[0]) < _LARGE:
+            _idle.append(press)
+        return made
     except MpkitError:  # says what is wrong better than a pickler could
         raise
     except OSError as error:  # of which another pickler knows no more
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            error.add_note(f"(raised while {what} was pickled)")
+            error.add_note(f"(raised while {text(what)} was pickled)")
             raise
-        raise NotPicklable(what, _sentence(error)) from error
+        raise NotPicklable(text(what), _sentence(error)) from error
     except Exception as error:  # noqa: BLE001  pickling is user code
-        buffers.clear()
         start_anew()
-        stream = _cloudpickled(thing, keep_in_band, elsewhere, error, what)
-    else:
-        stream = file.getvalue()
-    return stream, buffers
+        return _cloudpickled(thing, elsewhere, error, text(what), start_anew, names)
+
+
+def text(what: Name) -> str:
+    """Return a name that errors have for a thing."""
+    return what if isinstance(what, str) else what()
 
 
 def _cloudpickled(
     thing: object,
-    buffer_callback: BufferCallback,
     elsewhere: Elsewhere | None,
     first: Exception,
     what: str,
-) -> bytes:
+    start_anew: Callable[[], object],
+    names: Sequence[str],
+) -> Pickled:
     try:
         import cloudpickle as untyped  # noqa: PLC0415  optional
     except ImportError:
-        why = f"{_sentence(first)}{_inside(thing, pickle.Pickler)}{_hint(first)}"
+        why = f"{_sentence(first)}{_inside(thing, pickle.Pickler, names)}{_hint(first)}"
         raise NotPicklable(what, why) from first
     cloudpickle: Any = untyped
-    file = io.BytesIO()
     try:
-        _pickler(cloudpickle.Pickler, file, buffer_callback, elsewhere).dump(thing)
+        return _Press(cloudpickle.Pickler, elsewhere).dump(thing)
     except MpkitError:
         raise
     except Exception as error:
-        why = f"{_sentence(error)}{_inside(thing, cloudpickle.Pickler)}"
+        start_anew()  # or it would fail at what was taken along already
+        why = f"{_sentence(error)}{_inside(thing, cloudpickle.Pickler, names)}"
         raise NotPicklable(what, why) from error
-    return file.getvalue()
-
-
-def _pickler(
-    kind: Any, file: io.BytesIO, callback: BufferCallback | None, elsewhere: Elsewhere | None
-) -> Any:
-    """Return a pickler of this kind; one without ``elsewhere`` need not ask of each object."""
-    pickler = (_asking(kind) if elsewhere else kind)(file, 5, buffer_callback=callback)
-    if elsewhere:
-        pickler.elsewhere = elsewhere
-    return pickler
 
 
 @functools.cache
@@ -151,8 +216,8 @@ def _asking(kind: type) -> Any:
     return type(kind.__name__, (kind,), {"persistent_id": persistent_id})
 
 
-def _inside(thing: object, kind: Any) -> str:
-    """Say what it is inside ``thing`` that a pickler of this kind cannot pickle.
+def _inside(thing: object, kind: Any, names: Sequence[str]) -> str:
+    """Say what it is inside ``thing`` that a pickler of this kind cannot pickle, and where.
 
     It is the object of which the pickler asked last before it failed, so it has to fail
     once more. The user's code runs again for that, and may raise anything.
@@ -162,13 +227,13 @@ def _inside(thing: object, kind: Any) -> str:
     def remember(part: object) -> None:
         last[0] = part
 
-    pickler = _pickler(kind, io.BytesIO(), lambda _: True, remember)
-    if kind is pickle.Pickler:
-        pickler.dispatch_table = _reducers.table()
     try:
-        pickler.dump(thing)
+        _Press(kind, remember).dump(thing)
     except Exception:  # noqa: BLE001  pickling is user code
-        return "" if last[0] is thing else f" (inside it: {shown(last[0])})"
+        if last[0] is thing:
+            return ""
+        path = path_to(last[0], thing, names)
+        return f" (inside it: {path}{', which is ' if path else ''}{shown(last[0])})"
     return ""  # this time it went well
 
 

@@ -12,9 +12,9 @@ import threading
 import weakref
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import DupFd
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from mpkit import _closing, _fork, _parcel, _platform, _wait
+from mpkit import _closing, _fork, _links, _parcel, _wait
 from mpkit._end import End
 from mpkit._errors import (
     BrokenChannel,
@@ -25,18 +25,27 @@ from mpkit._errors import (
     NotPicklable,
     PeerDied,
 )
-from mpkit._link import Link, Packet
+from mpkit._line import Line
+from mpkit._link import Packet
+from mpkit._platform import stdlib
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, Lock
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mpkit._parcel import Parcel
 
-#: For map(), as the first argument of acquire().
-BLOCK = (True,)
+#: What `Port._receive` returns if nothing came in time. That is not told by an exception, as
+#: unpickling may raise whatever it likes.
+NOTHING: Final = object()
+
 _ONE = (None,)
+_BLOCK = (True,)
+
+
+class _Leaving(ChannelMoved):
+    """Raised by an end that is packed. If it is not sent, it can be used again."""
+
 
 #: The ends of all channels that are not garbage. Where a channel becomes garbage in a
 #: cycle, its socket would otherwise be finalized, and closed, before the goodbye is sent.
@@ -46,8 +55,10 @@ _ends: set[End] = set()
 class Port(_fork.Bearer):
     """An end of a channel, without the types."""
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: End | None = None) -> None:
         """Not for users: `channel` makes channels."""
+        if not isinstance(end, End):
+            raise TypeError("mpkit.channel() makes both ends of a channel; Channel() makes none")
         self._end = end
         _ends.add(end)
         #: Why this end cannot be used any more; one that moved is not closed twice.
@@ -56,19 +67,12 @@ class Port(_fork.Bearer):
         self._make_locks()
         #: Whether close() has said all that there is to say.
         self._said = False
-        #: Messages that were unpacked when a signal handler kept them from their receiver.
-        self._returned: list[Any] = []
         #: One for each thread or task that waits for something to happen.
         self._watchers: list[None] = []
-        #: How many messages were received, and how many will have been with the last reply
-        #: that is due.
-        self._got, self._due = 0, 0
-        #: Whose turn it is to make a request, of an event loop's tasks.
-        self._turns: weakref.WeakKeyDictionary[AbstractEventLoop, Lock] = (
-            weakref.WeakKeyDictionary()
-        )
         #: The other end, while that is in this process, too.
         self._twin: weakref.ref[Port] | None = None
+        #: The multiprocessing.Process that was forked with this end.
+        self._taker: weakref.ref[Any] | None = None
         with _fork.guard:
             _fork.know(self)
         _closing.close_at_exit(self)
@@ -78,116 +82,141 @@ class Port(_fork.Bearer):
         # Re-entrant: a signal handler may use the channel whose call it interrupts.
         self._sending = threading.RLock()
         self._receiving = threading.RLock()
-        self._requesting = threading.RLock()
+        #: Those who make a request, one after the other.
+        self._requesting = Line()
+        # What takes the lock at each step, however long that takes.
+        self._turns_to_send = iter(self._sending.acquire, None)
+        self._turns_to_receive = iter(self._receiving.acquire, None)
 
     def __repr__(self) -> str:
         return f"<{self._end.label}: {self._gone.why if self._gone else 'open'}>"
 
-    def _send(self, parcel: Parcel, deadline: Deadline | None) -> bool:
-        # How signal handlers are kept out of what must not be torn: see `_take`.
-        turn, receipt = list[bool](), list[int]()
+    def _send(
+        self, parcel: Parcel, deadline: Deadline | None, receipt: list[int] | None = None
+    ) -> bool:
+        """Send a parcel; False if that was not possible in time. The ``receipt`` is `Link.send`'s."""
+        lock, turn = self._sending, False
+        if parcel.movables:
+            self._check_passengers(parcel)
+            receipt = [] if receipt is None else receipt
         try:
-            turn += map(self._sending.acquire, BLOCK, (_wait.for_lock(deadline),))
-            self._check_sendable()
-            return turn[0] and self._end.send(parcel, deadline, receipt)
+            for turn in turns(lock, deadline) if deadline else self._turns_to_send:
+                break
+            return turn and self._end.send(parcel, deadline, receipt)
         except BrokenChannel:
-            self._check()  # a close() of ours ends the connection, too
+            self._check_sendable()  # a close() of ours ends the connection, too
             raise
         finally:
-            if True in turn:
-                self._sending.release()
+            if turn:
+                lock.release()
             if receipt:
                 parcel.depart(f"moved through {self._end.label} to the process at its other end")
             if self._gone is not None:
                 self._let_go()
 
-    def _receive(self, timeout: float | None, *, unpack: bool = True) -> Any:
-        """Return the next message; None without unpacking it, if it is not wanted."""
-        deadline = None if timeout is None else Deadline(timeout)
-        taken, message = list[Packet](), list[Any]()
-        opened = map(self._end.unpack if unpack else self._end.discard, taken)
-        opening, came = False, 0
+    def _check_passengers(self, parcel: Parcel) -> None:
+        """Refuse what would be in its own inbox, which nobody could read or close.
+
+        It is known of a pair that has not left this process. The kernel finds all such
+        circles, but only when it looks for garbage.
+        """
+        twin = self._twin and self._twin()
+        if twin and twin in parcel.movables:
+            raise NotPicklable(twin._end.label, "it is the end at which it would have to arrive")
+
+    def _ask(self, parcel: Parcel, deadline: Deadline) -> int:
+        """Send a request; return which message is the reply to it, counted as ``end.got``.
+
+        0 if it was not possible in time. The caller has the turn to make requests.
+        """
+        end, receipt = self._end, list[int]()
         try:
-            self._take(deadline, taken, message)
-            if taken:
-                came = len(taken[0][1])
-                # Unpickling runs user code, and user code may raise EOFError or OSError too.
-                # It stays outside every try that could take it for the end.
-                opening = True
-                message += opened
-            elif not message:
-                raise self._nothing_came(timeout)
-            return message[0]
+            if not self._send(parcel, deadline, receipt):
+                return 0
+        finally:
+            # A reply is due to what was sent, whatever a signal handler raised since. Here it
+            # cannot raise, for there is no call.
+            if receipt:
+                end.due = (end.due if end.due > end.got else end.got) + 1
+        return end.due
+
+    def _reply(self, number: int, deadline: Deadline) -> Any:
+        """Return the message of this number, and drop those before; NOTHING if it is not in time."""
+        while self._end.got < number - 1:
+            if self._receive(deadline.left(), unpack=False) is NOTHING:
+                return NOTHING
+        return self._receive(deadline.left())
+
+    def _receive(self, timeout: float | None, *, unpack: bool = True) -> Any:
+        """Return the next message (None if it is not to be unpacked); NOTHING if none came."""
+        deadline = None if timeout is None else Deadline(timeout)
+        lock, turn, opening, came = self._receiving, False, False, 0
+        packet: Packet | None = None
+        try:
+            # A signal handler may raise after any call of C code, and what that has
+            # returned is lost then: see `_link` for what is done about it.
+            try:
+                for turn in turns(lock, deadline) if deadline else self._turns_to_receive:
+                    break
+                if turn:
+                    packet = self._next(deadline)
+            finally:
+                if turn:
+                    lock.release()
+                if self._gone is not None:
+                    self._let_go()
+            if packet is None:
+                return NOTHING
+            came = len(packet[1])
+            # Unpickling runs user code, and user code may raise EOFError or OSError too.
+            # It stays outside every try that could take it for the end.
+            opening = True
+            return self._end.unpack(packet) if unpack else self._end.discard(packet)
         except BaseException as error:
-            if message:
-                self._returned[:0] = message
-                self._got -= 1
-            elif taken and not (
-                opening and (isinstance(error, Exception) or len(taken[0][1]) < came)
+            if packet is not None and not (
+                opening and (isinstance(error, Exception) or len(packet[1]) < came)
             ):
-                self._end.link.inbox[:0] = taken
-                self._got -= 1
+                self._end.link.inbox[:0] = [packet]
+                self._end.got -= 1
             raise
 
-    def _take(self, deadline: Deadline | None, taken: list[Packet], message: list[Any]) -> None:
-        """Put the next packet into ``taken``, or what was unpacked already into ``message``.
-
-        A signal handler may raise after any call, and what the call has returned is lost
-        then. So C code puts what must not be lost into lists (``+= map(...)``), and what
-        is to be done in one step is done without a call (``+=``, ``del``, ``in``).
-        """
-        turn = list[bool]()
+    def _next(self, deadline: Deadline | None) -> Packet | None:
+        """Return the next packet, or None if none came in time. The caller has the turn."""
+        end = self._end
+        if self._gone is not None or end.link.closed:
+            self._check()
         try:
-            turn += map(self._receiving.acquire, BLOCK, (_wait.for_lock(deadline),))
-            if turn[0] and self._returned:
-                message += self._returned[:1]
-                del self._returned[0]
-                self._got += 1
-            elif turn[0] and self._fill(deadline):
-                inbox = self._end.link.inbox
-                taken += inbox[:1]
-                del inbox[0]
-                self._got += 1
-        finally:
-            if True in turn:
-                self._receiving.release()
-            if self._gone is not None:
-                self._let_go()
-
-    def _fill(self, deadline: Deadline | None) -> bool:
-        """Have a message in the inbox; False if none came in time. Holds _receiving."""
-        self._check()
-        try:
-            return self._end.fill(deadline)
+            if not end.fill(deadline):
+                return None
         except PeerDied:
             self._check()  # a close() of ours ends the connection, too
             raise
+        packet = end.link.inbox[0]
+        del end.link.inbox[0]
+        end.got += 1
+        return packet
 
     def _flushed(self) -> bool:
         """Tell whether all that was sent is out: over a stream, half a packet may be left."""
         with self._sending:
             return self._gone is not None or self._end.link.flush()
 
-    def _expect_one(self) -> int:
-        """Return which message is the reply to what was just sent, counted as ``_got``."""
-        self._due = max(self._due, self._got) + 1
-        return self._due
-
     def _poll(self, deadline: Deadline) -> bool:
         self._check()
-        if self._returned or self._end.ended is not None:
+        if self._end.ended is not None:
             return True
-        link, turn = self._end.link, list[bool]()
+        link, lock, turn = self._end.link, self._receiving, False
         try:
             self._watchers += _ONE
             if link.whole_packets:
                 return link.poll(deadline)
-            turn += map(self._receiving.acquire, BLOCK, (_wait.for_lock(deadline),))
-            return turn[0] and link.poll(deadline)
+            for turn in turns(lock, deadline):
+                break
+            return turn and link.poll(deadline)
         finally:
             del self._watchers[:1]
-            if True in turn:
-                self._receiving.release()
+            if turn:
+                lock.release()
 
     async def _wait_async(self, deadline: Deadline, *, to_send: bool = False) -> None:
         """Wait until it may go on, for asyncio."""
@@ -212,12 +241,7 @@ class Port(_fork.Bearer):
             self._gone = ChannelClosed(self._end.label)
             link = self._end.link
             link.shut_receiving()  # who heard our goodbye can send us nothing
-            # A packet goes out whole beside those that other threads send.
-            if link.whole_packets:
-                self._end.say_goodbye()
-            elif self._sending.acquire(blocking=False):
-                self._end.say_goodbye()
-                self._sending.release()
+            self._end.say_goodbye()
             link.shut()
             self._said = True
             self._let_go()
@@ -226,7 +250,7 @@ class Port(_fork.Bearer):
         """Give the descriptor of a closed end back, when all threads have left it."""
         # A call that was interrupted by the signal handler in which we are comes here later.
         # So does a thread that leaves while close() has not said all.
-        if self._said and not (_platform.owns(self._sending) or _platform.owns(self._receiving)):
+        if self._said and not (stdlib.owns(self._sending) or stdlib.owns(self._receiving)):
             with self._sending, self._receiving:
                 self._end.link.close()
 
@@ -239,6 +263,8 @@ class Port(_fork.Bearer):
         if self._gone is None and self._end.link.closed:
             self._gone = self._lost_by_fork()
         if self._gone is not None:
+            if isinstance(self._gone, _Leaving):
+                raise ChannelMoved(*self._gone.args)
             raise copy.copy(self._gone)  # one with a traceback would keep all its frames alive
 
     def _check_sendable(self) -> None:
@@ -271,19 +297,19 @@ class Port(_fork.Bearer):
                 "task or another channel, and cannot be copied in other ways",
             )
         copy = DupFd(self._end.link.fd)
-        _platform.pass_once(popen)
-        _platform.call_when_launched(popen, lambda: self._moved_to(popen))
+        stdlib.pass_once(popen)
+        stdlib.call_when_launched(popen, lambda: self._moved_to(popen))
         return type(self)._arrive_by_spawn, (copy, *self._end.facts())
 
     @classmethod
     def _arrive(cls, index: int, *facts: Any) -> Self:
         """Rebuild an end that came inside a parcel."""
-        return cls(End(_parcel.claim(index, Link.adopt), *facts))
+        return cls(End(_parcel.claim(index, _links.adopt), *facts))
 
     @classmethod
     def _arrive_by_spawn(cls, copy: Any, *facts: Any) -> Self:
         """Rebuild an end that came as an argument of a spawned process."""
-        return cls(End(Link.adopt(copy.detach()), *facts))
+        return cls(End(_links.adopt(copy.detach()), *facts))
 
     def _in_use(self) -> bool:
         """Tell whether others are at it, who would keep a part, or what cannot move with it."""
@@ -291,7 +317,7 @@ class Port(_fork.Bearer):
             if not lock.acquire(blocking=False):
                 return True
             lock.release()
-        return bool(self._watchers or self._returned) or self._end.link.busy
+        return bool(self._watchers) or self._end.link.busy
 
     def _moved_to(self, process: Any) -> None:
         """It went to a Process, or its Popen: the other end may want to know how that ends."""
@@ -303,13 +329,22 @@ class Port(_fork.Bearer):
     def _descriptor(self) -> int:
         return self._end.link.fd
 
+    def _leave(self) -> None:
+        self._gone = _Leaving(self._end.label, "is about to move to another process")
+
+    def _remain(self) -> None:
+        if isinstance(self._gone, _Leaving):
+            self._gone = None
+
     def _moved(self, where: str) -> None:
         self._gone = ChannelMoved(self._end.label, where)
         self._end.link.close()  # our copy; the connection lives on elsewhere
 
     def _lost_by_fork(self) -> ChannelClosed:
         if self._owner == os.getpid():
-            return ChannelMoved(self._end.label, "moved to the process that was started with it")
+            pid = stdlib.pid_of(self._taker and self._taker())
+            where = f"process {pid}" if pid else "the process that was started with it"
+            return ChannelMoved(self._end.label, f"moved to {where}")
         return ChannelMoved(
             self._end.label, f"stayed with process {self._owner}, from which this one was forked"
         )
@@ -320,7 +355,7 @@ class Port(_fork.Bearer):
     def _watched(self) -> Sequence[int]:
         self._check()
         end = self._end
-        here = self._returned or end.link.inbox or end.ended is not None
+        here = end.link.inbox or end.ended is not None
         return [] if here else [end.link.fd]
 
     def _carried(self) -> list[object]:
@@ -332,10 +367,13 @@ class Port(_fork.Bearer):
             _fork.stay(self, self._end.link)
 
     def _after_fork_in_parent(self) -> None:
-        # The link closes itself, and `_check` finds out.
-        twin = self._twin and self._twin()
-        if twin and _fork.travels(self):
-            twin._end.peer = weakref.ref(_fork.traveller())
+        # The link closes itself, and `_check` finds out. The process has no pid yet.
+        if _fork.travels(self) and self._gone is None and self._taker is None:
+            # The first to whom it is given: nobody gets anything by a second time.
+            self._taker = weakref.ref(_fork.traveller())
+            twin = self._twin and self._twin()
+            if twin:
+                twin._end.peer = self._taker
 
     def _after_fork_in_child(self) -> None:
         # A thread of the parent may hold any of these, and it is not here to let go.
@@ -343,3 +381,9 @@ class Port(_fork.Bearer):
         self._watchers = []
         if _fork.travels(self):
             self._owner = os.getpid()
+            self._end.settle()
+
+
+def turns(lock: threading.RLock, deadline: Deadline) -> Iterator[bool]:
+    """Return what takes a lock at its only step, and tells whether that was in time."""
+    return map(lock.acquire, _BLOCK, (_wait.for_lock(deadline),))

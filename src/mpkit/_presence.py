@@ -16,7 +16,8 @@ import errno
 import os
 from typing import Final
 
-from mpkit import _fork, _platform, _runtime
+from mpkit import _fork, _runtime
+from mpkit._platform import descriptors, processes, stdlib
 
 
 class Presence:
@@ -31,7 +32,7 @@ class Presence:
             os.mkfifo(self._path, 0o600)
             self._fd = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             _fork.know(self)
-        self._exit = _platform.call_at_exit(self._leave, -90)
+        self._exit = stdlib.call_at_exit(self._leave, -90)
 
     def _leave(self) -> None:
         with contextlib.suppress(OSError):  # the folder was deleted underneath
@@ -80,7 +81,7 @@ def watch(folder: str, pid: int) -> list[int]:
     """
     fds: list[int] = []
     try:
-        pidfd = _platform.open_pidfd(pid)
+        pidfd = descriptors.open_pidfd(pid)
         if pidfd is not None:
             fds.append(pidfd)
         fds.append(os.open(_path(folder, pid), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -105,6 +106,6 @@ def _path(folder: str, pid: int) -> str:
 def _sweep(folder: str) -> None:
     """Remove what killed processes left."""
     for name in os.listdir(folder):
-        if name.startswith("here-") and not _platform.exists(int(name[5:])):
+        if name.startswith("here-") and not processes.exists(int(name[5:])):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{folder}/{name}")

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Self
 
 from typing_extensions import TypeVar
 
-from mpkit import _fork, _outcome, _pickling, _platform, _wait
+from mpkit import _fork, _links, _outcome, _pickling, _wait
 from mpkit._child import Child
-from mpkit._errors import ResultTimeout, WorkerDied
+from mpkit._errors import NotPicklable, ResultTimeout, WorkerDied
 from mpkit._link import Link, LinkDown
+from mpkit._platform import processes, stdlib
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
+
+    from mpkit._link import Packet
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,6 +37,10 @@ R_co = TypeVar("R_co", covariant=True)
 #: Seconds between SIGTERM and SIGKILL for a job that is asked to end: enough to flush and
 #: to remove what is temporary, and short enough to be waited for at a Ctrl-C.
 GRACE = 2.0
+
+
+#: What errors call the parts of a call.
+PARTS: Final = "the function", "args", "kwargs"
 
 
 class Call(_fork.Bearer):
@@ -57,7 +65,8 @@ class Call(_fork.Bearer):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        stream, buffers = _pickling.dumps((self.fn, self.args, self.kwargs), f"{self.what}(...)")
+        call = self.fn, self.args, self.kwargs
+        stream, buffers = _pickling.dumps(call, f"{self.what}(...)", names=PARTS)
         return _Packed, (self.what, stream, [bytearray(buffer.raw()) for buffer in buffers])
 
 
@@ -82,8 +91,8 @@ class Job(Generic[R_co]):
 
     `start` makes jobs. The process dies with the one that started it, whichever way that
     ends, except that a normal exit of the interpreter waits for it first (as it does for
-    every `multiprocessing.Process`). Any thread may use a job; only the process that
-    started it can wait for it.
+    every `multiprocessing.Process`). Any thread may use a job; in a process that was forked
+    from the one that started it, its methods raise RuntimeError.
 
     As a context manager, a job is waited for when the block ends well, and stopped
     (see `stop`) when the block raises.
@@ -95,10 +104,12 @@ class Job(Generic[R_co]):
 
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call | None = None) -> None:
         """Not for users: `start` makes jobs."""
+        if not isinstance(call, Call):
+            raise TypeError("mpkit.start(function, ...) makes jobs; Job() makes none")
         self._what = f"job {call.what}"
-        self._link, there = Link.pair()
+        self._link, there = _links.pair()
         try:
             self._child = Child(_run_job, (there, call), multiprocessing.get_context())
         except BaseException:
@@ -106,13 +117,24 @@ class Job(Generic[R_co]):
             raise
         finally:
             there.close()
+        # What the process has sent, or that it has ended without a word. Kept until it was
+        # opened: what interrupts that can be followed by another try.
+        self._packet: Packet | None = None
+        self._fell_silent = False
         self._outcome: tuple[R_co | None, BaseException | None] | None = None
-        # Held by the thread that receives the outcome.
-        self._receiving = threading.Lock()
+        # Held by a thread that takes the packet, for a moment; and by the one that opens it,
+        # which runs user code. Re-entrant: a signal handler may stop a job whose result is
+        # being waited for.
+        self._receiving = threading.RLock()
+        self._opening = threading.RLock()
 
     def __repr__(self) -> str:
-        code = self.exitcode
-        state = "running" if code is None else _platform.exit_reason(code)
+        if self._child.owner != os.getpid():
+            state = f"of process {self._child.owner}"
+        elif self.is_alive():
+            state = "running"
+        else:
+            state = processes.exit_reason(self.exitcode)
         return f"<{self._what}: process {self.pid} {state}>"
 
     @property
@@ -129,13 +151,16 @@ class Job(Generic[R_co]):
     def exitcode(self) -> int | None:
         """0, 1 after an exception, an exit code, or minus the number of a signal.
 
-        None while the process lives.
+        None while the process lives; and after it has ended, if somebody else waited for it
+        (or SIGCHLD is ignored), so that nobody was told how.
         """
+        self._check_owner()
         return self._child.exitcode
 
     def is_alive(self) -> bool:
         """Tell whether the process still runs."""
-        return self.exitcode is None
+        self._check_owner()
+        return not self._child.ended
 
     def result(self, timeout: float | None = None) -> R_co:
         """Return what the call returned, blocking until it has.
@@ -146,6 +171,8 @@ class Job(Generic[R_co]):
         Raises:
             ResultTimeout: it was not there in time. The job goes on.
             WorkerDied: the process ended before the call did: killed, or by `os._exit`.
+            RuntimeError: this thread is unpickling that very result: it is a signal handler,
+                or a ``__setstate__``, that asks.
             TaskExit: the call raised `SystemExit`.
             RemoteError: the call raised what cannot be raised here.
             NotPicklable: what the call returned cannot travel.
@@ -154,7 +181,7 @@ class Job(Generic[R_co]):
                 has a RemoteError in its place. The last cause is a `RemoteTraceback`.
 
         """
-        value, error = self._wait(timeout)
+        value, error = self._opened(timeout)
         if error is not None:
             raise error
         return value  # type: ignore[return-value]  # it is R_co when there is no error
@@ -164,24 +191,24 @@ class Job(Generic[R_co]):
 
         Args and errors are those of `result`, as far as waiting goes.
         """
-        return self._wait(timeout)[1]
+        return self._opened(timeout)[1]
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the process has ended, at most ``timeout`` seconds; tell if it has.
 
-        A result that was not asked for is kept.
+        A result that was not asked for is kept, and not unpickled before it is.
         """
         deadline = Deadline(timeout)
-        with contextlib.suppress(ResultTimeout):
-            self._wait(deadline.left())
-        return self._child.join(deadline.left())
+        return self._comes(deadline) and self._child.join(deadline.left())
 
     def terminate(self) -> None:
         """Ask the process to end (SIGTERM), which it may handle. Does not wait."""
+        self._check_owner()
         self._child.signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End the process at once (SIGKILL). Does not wait."""
+        self._check_owner()
         self._child.signal(signal.SIGKILL)
 
     def stop(self, grace: float = GRACE) -> bool:
@@ -241,63 +268,105 @@ class Job(Generic[R_co]):
     async def _result_async(self) -> R_co:
         while not self._ready():
             await _wait.readable(self._sources())
-        return self.result(0)
+        return self.result()
 
     async def _ended_async(self, timeout: float | None) -> None:
         deadline = Deadline(timeout)
         while self.is_alive() and not deadline.passed():
             await _wait.readable([self._child.sentinel], deadline.left())
 
-    def _wait(self, timeout: float | None) -> tuple[R_co | None, BaseException | None]:
-        deadline = Deadline(timeout)
-        while self._outcome is None:
-            with self._receiving:
+    def _opened(self, timeout: float | None) -> tuple[R_co | None, BaseException | None]:
+        """Return the outcome, which one thread opens when it has come."""
+        if not self._comes(Deadline(timeout)):
+            raise ResultTimeout(self._what, timeout or 0.0)
+        if self._outcome is None:
+            if stdlib.owns(self._opening):
+                raise RuntimeError(
+                    f"the result of {self._what} is being unpickled by this thread, which "
+                    "cannot wait for that here"
+                )
+            with self._opening:
                 if self._outcome is None:
-                    self._receive()
-            if self._outcome is None:
-                if deadline.passed():
-                    raise ResultTimeout(self._what, timeout or 0.0)
-                _wait.poll(self._sources(), deadline.left())
+                    self._outcome = self._open()
         return self._outcome
 
-    def _receive(self) -> None:
-        """Take the outcome if it is there. Holds _receiving."""
-        dead = self._child.exitcode is not None  # before looking: what it sent is there then
-        try:
-            packet = self._link.receive(Deadline(0))
-        except LinkDown:
-            self._hung_up = True
-            packet = None
-        if packet is not None:
-            self._outcome = self._opened(*packet)
-        elif dead:
+    def _open(self) -> tuple[R_co | None, BaseException | None]:
+        if self._packet is None:
             code = self._child.exitcode
-            reason = _platform.exit_reason(code)
-            self._outcome = None, WorkerDied(self._what, self.pid, code, reason)
-        if self._outcome is not None:
-            self._link.close()
-
-    def _opened(self, data: bytes, fds: list[int]) -> tuple[R_co | None, BaseException | None]:
+            reason = processes.exit_reason(code)
+            return None, WorkerDied(self._what, self.pid, code, reason)
+        data, fds = self._packet
+        came = len(fds)
         try:
             if data[:1] == _outcome.FAILED:
                 return None, _outcome.unpack_error(data[1:], fds)
             return _outcome.unpack_result(self._what, data[1:], fds), None
-        except BaseException as error:  # noqa: BLE001  it is what result() has to raise
-            return None, error
+        except BaseException as error:
+            if isinstance(error, Exception):
+                return None, error  # which is what result() has to raise
+            if len(fds) < came:  # some of it is gone: there will be no other try
+                why = f"it was interrupted ({type(error).__name__}) while it was unpickled"
+                self._outcome = None, NotPicklable(f"the result of {self._what}", why)
+                self._outcome[1].__cause__ = error
+            raise
+
+    def _comes(self, deadline: Deadline) -> bool:
+        """Wait for the packet, or for the end without one; False if the deadline passed first."""
+        self._check_owner()
+        while not self._receive():
+            if deadline.passed():
+                return False
+            _wait.poll(self._sources(), deadline.left())
+        return True
+
+    def _receive(self) -> bool:
+        """Take the packet if it is there; tell whether nothing more will come."""
+        with self._receiving:
+            if not self._over:
+                dead = self._child.ended  # before looking: what it sent is there then
+                if self._has_come():
+                    self._packet = self._link.inbox[0]
+                elif dead:
+                    self._fell_silent = True
+            if self._over:
+                # In each call: a signal handler may raise in between.
+                self._link.inbox.clear()
+                self._link.close()
+            return self._over
+
+    def _has_come(self) -> bool:
+        """Have the packet in the link's inbox, if it is there."""
+        try:
+            return self._link.fill(Deadline(0))
+        except LinkDown:
+            self._hung_up = True
+            return False
+
+    @property
+    def _over(self) -> bool:
+        return self._fell_silent or self._packet is not None
 
     def _ready(self) -> bool:
-        with contextlib.suppress(ResultTimeout):
-            self._wait(0)
-        return self._outcome is not None
+        self._check_owner()
+        return self._receive()
+
+    def _check_owner(self) -> None:
+        owner = self._child.owner
+        if owner != os.getpid():
+            raise RuntimeError(
+                f"{self._what} (process {self.pid}) belongs to process {owner}, and only there "
+                "can it be waited for or stopped"
+            )
 
     #: Whether the link has nothing more to say: then only the process' end is watched.
     _hung_up = False
 
     def _watched(self) -> Sequence[int]:
-        return [] if self._outcome is not None else self._sources()
+        self._check_owner()
+        return [] if self._over else self._sources()
 
     def _sources(self) -> Sequence[int]:
-        if self._outcome is not None or self._hung_up:
+        if self._over or self._hung_up:
             return [self._child.sentinel]
         return [self._link.fd, self._child.sentinel]
 
@@ -313,6 +382,10 @@ def start(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
     Raises:
         TypeError: ``fn`` cannot be called.
         NotPicklable: the function or an argument cannot travel. No process was started.
+        ChannelClosed: an argument is the end of a channel that was closed or, as
+            `ChannelMoved`, given away. No process was started (under fork it is, and finds out
+            when it uses the end).
+        OSError: the system has no process or descriptors left for it.
 
     Example:
         >>> job = start(sorted, "bca", reverse=True)
@@ -347,13 +420,10 @@ def _run_job(link: Link, call: Call) -> None:
     else:
         kind, parcel = _outcome.pack_result("a job", arrived.fn, value)
         code = int(kind == _outcome.FAILED)
-    parcel, data, fds = _outcome.seal(b"", kind, parcel, f"job {call.what}")
-    if data[:1] != kind:
-        code = 1
+    what, to = f"job {call.what}", "the process that started this job"
     with contextlib.suppress(LinkDown):  # nobody waits for it any more
-        link.send(data, fds)
-        parcel.depart("moved to the process that started this job")
-    parcel.close()
+        if _outcome.send(link, b"", kind, parcel, what, to) != kind:
+            code = 1
     link.close()
     raise SystemExit(code)
 

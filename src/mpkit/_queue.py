@@ -21,7 +21,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mpkit import _platform, _runtime
+from mpkit import _runtime
+from mpkit._platform import files, processes
 from mpkit._slotfile import (
     COUNT,
     ENTRY,
@@ -103,7 +104,7 @@ class Queue:
         # that read.)
         if self._words[WAITED_FOR] == NOBODY:
             self._words[WAITED_FOR] = SOMEBODY
-        _platform.lock_byte(self._fd, PLACES + row)
+        files.lock_byte(self._fd, PLACES + row)
 
     def _free_row(self) -> int:
         count = self._count()
@@ -120,7 +121,7 @@ class Queue:
             if self._words[FIRST + 1] == place.ticket:
                 self._words[SINCE] = NEVER
             self._clear(row)
-            _platform.unlock_byte(self._fd, PLACES + row)
+            files.unlock_byte(self._fd, PLACES + row)
             del self._own[row]
 
     def last(self) -> int:
@@ -148,7 +149,7 @@ class Queue:
         """Tell whether the first one has been overtaken for long enough."""
         # What he is not if he is stopped: then nobody would get in until he goes on.
         return time.monotonic_ns() - self._words[SINCE] > HUNGRY_AFTER * 1e9 and not (
-            _platform.is_stopped(self._words[FIRST + 3])
+            processes.is_stopped(self._words[FIRST + 3])
         )
 
     def listen(self, bell: Bell | None) -> None:
@@ -215,12 +216,12 @@ class Queue:
         """Return the pid of who holds an entry's lock; 0 if nobody does."""
         if row in self._own:
             return os.getpid()
-        lock = _platform.foreign_lock(self._fd, PLACES + row, 1)
+        lock = files.foreign_lock(self._fd, PLACES + row, 1)
         # In another container, whose processes have no pid here, it is 0 or -1.
         return 0 if lock is None else lock[0] if lock[0] > 0 else -1
 
     def _locks(self) -> bool:
-        return _platform.foreign_lock(self._fd, PLACES, 0) is not None
+        return files.foreign_lock(self._fd, PLACES, 0) is not None
 
     def _read(self, row: int) -> Entry | None:
         if row < MAPPED:

@@ -24,8 +24,9 @@ import re
 import stat
 from typing import TYPE_CHECKING, Final
 
-from mpkit import _fork, _platform
+from mpkit import _fork
 from mpkit._errors import RuntimeDirectoryError
+from mpkit._platform import files, stdlib
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -41,7 +42,7 @@ def base_directory() -> str:
     if not chosen:
         return f"/tmp/mpkit-{os.getuid()}"
     # One directory for the whole family, whatever directory each of its processes is in.
-    return os.path.normpath(os.path.join(_platform.start_directory(), chosen))
+    return os.path.normpath(os.path.join(stdlib.start_directory(), chosen))
 
 
 def family_id() -> str:
@@ -65,7 +66,7 @@ class Home:
             _check_file_system(self.base)
             self._fd = self._enter()
             _fork.know(self)
-        self._exit = _platform.call_at_exit(self.leave, -100)
+        self._exit = stdlib.call_at_exit(self.leave, -100)
 
     def _enter(self) -> int:
         while True:
@@ -295,7 +296,7 @@ def _make_base(path: str) -> None:
 
 
 def _check_file_system(path: str) -> None:
-    kind = _platform.file_system(path)
+    kind = files.file_system(path)
     if kind in _NETWORK:
         raise RuntimeDirectoryError(
             path,

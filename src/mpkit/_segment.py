@@ -25,9 +25,10 @@ import resource
 import struct
 from typing import TYPE_CHECKING, Final
 
-from mpkit import _fork, _platform
+from mpkit import _fork
 from mpkit._link import Malformed
 from mpkit._pickling import OUT_OF_BAND
+from mpkit._platform import memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ MOST_KEPT: Final = 16
 #: How many bytes they have together: half a GiB, and not more than a 16th of the memory.
 #: Messages of 100 MB make full use of five: what a socket takes (see `_parcel`), and
 #: the one at work on either side.
-MOST_BYTES: Final = min(512 * 1024 * 1024, _platform.memory() // 16)
+MOST_BYTES: Final = min(512 * 1024 * 1024, memory.memory() // 16)
 
 #: A segment is not used for a message of less than half its size, since to keep that
 #: message would take all of it; unless the segment is so small that it does not matter.
@@ -125,7 +126,7 @@ class _Segment(Loan):
 
     def _map(self) -> bool:
         if self._mapped is None:
-            self._mapped = _platform.shared_map(self.fd, self.size)
+            self._mapped = memory.shared_map(self.fd, self.size)
         return self._mapped is not None
 
     def _unmap(self) -> None:
@@ -135,7 +136,7 @@ class _Segment(Loan):
 
     def lend(self) -> Loan | None:
         """Return another open file of it, which has a lock; None where there can be none."""
-        if not _platform.HAS_MEMFD:
+        if not memory.HAS_MEMFD:
             return None
         with _fork.guard:
             try:
@@ -266,14 +267,6 @@ def length(parts: Sequence[memoryview]) -> int:
     return max(1, end)
 
 
-def join(parts: Sequence[memoryview]) -> bytearray:
-    """Return what `write` would put into a segment, as bytes."""
-    whole = bytearray(length(parts))
-    for part, place in _placed(parts):
-        whole[place] = part
-    return whole
-
-
 def write(parts: Sequence[memoryview], *, reuse: bool = True) -> tuple[Loan, int]:
     """Put ``parts`` into a segment; return it for sending, and how much of it is used.
 
@@ -306,10 +299,10 @@ def _filled(used: int, placed: Sequence[tuple[memoryview, slice]], *, reuse: boo
     segment = _kept.take(used) if reuse else None
     if segment is None:
         with _fork.guard:
-            segment = _Segment(_platform.anonymous_file(0))
+            segment = _Segment(memory.anonymous_file(0))
     try:
         segment.fill(used, placed)
-        _platform.seal(segment.fd)
+        memory.seal(segment.fd)
         loan = segment.lend() if reuse and segment.size <= MOST_BYTES else None
         if loan is None:
             return segment.give_away()
@@ -321,7 +314,10 @@ def _filled(used: int, placed: Sequence[tuple[memoryview, slice]], *, reuse: boo
 
 
 #: What the system says where something ran out.
-SCARCE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
+SCARCE: Final = {
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT),
+    errno.EFBIG,  # memory without a name is a file to the kernel
+}
 
 
 def _explained(error: OSError, size: int) -> OSError:
@@ -329,6 +325,12 @@ def _explained(error: OSError, size: int) -> OSError:
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         lack = (
             f"no descriptor for the memory of a message (this process may have {most}: ulimit -n)"
+        )
+    elif error.errno == errno.EFBIG:
+        most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        lack = (
+            f"no memory for the {size:,} bytes of a message, since files of this process "
+            f"may have {most:,} (ulimit -f)"
         )
     else:
         lack = f"no memory for the {size:,} bytes of a message"
@@ -355,8 +357,10 @@ def read(fd: int, used: int, *, copy: bool = False) -> list[memoryview]:
     size = os.fstat(fd).st_size
     if not _COUNT.size <= used <= size:
         raise Malformed(f"a segment of {size} bytes cannot have {used} in use")
-    if not _platform.is_sound(fd):
-        raise Malformed(f"a segment of {size} bytes has holes, or may lose what it has")
+    if not memory.is_sound(fd):
+        raise Malformed(
+            f"a segment of {size} bytes is unreadable, has holes, or may lose what it has"
+        )
     return split(_contents(fd, used, copy=copy))
 
 
@@ -386,7 +390,7 @@ MAPPED: Final = 1024 * 1024
 
 def _contents(fd: int, size: int, *, copy: bool) -> memoryview:
     """Return what is in a segment, to be read and written."""
-    mapped = None if copy or size < MAPPED else _platform.private_map(fd, size)
+    mapped = None if copy or size < MAPPED else memory.private_map(fd, size)
     if mapped is not None:
         return memoryview(mapped)
     whole = memoryview(bytearray(size))

@@ -17,8 +17,9 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
-from mpkit import _fork, _platform, _runtime, _wait
+from mpkit import _fork, _runtime, _wait
 from mpkit._errors import LimitTimeout, WouldDeadlock
+from mpkit._platform import processes, stdlib
 from mpkit._sharing import leave, use
 from mpkit._signal import check_name
 from mpkit._slots import MOST_SLOTS, Slots
@@ -368,20 +369,20 @@ def source(code: CodeType) -> str:
     """
     if code.co_filename.startswith("<"):
         return code.co_filename
-    return os.path.normpath(os.path.join(_platform.start_directory(), code.co_filename))
+    return os.path.normpath(os.path.join(stdlib.start_directory(), code.co_filename))
 
 
 def line(frame: FrameType) -> str:
     """Name a line of the program for humans."""
-    start = os.path.join(_platform.start_directory(), "")
+    start = os.path.join(stdlib.start_directory(), "")
     return f"{source(frame.f_code).removeprefix(start)}:{frame.f_lineno}"
 
 
 def _holder(pid: int, noted_pid: int, since: float, name: str) -> Holder:
     if pid != noted_pid:  # taken or given up right now, or beyond those that are noted
-        return Holder(pid, _platform.process_name(pid), math.nan)
+        return Holder(pid, processes.process_name(pid), math.nan)
     if name == _MAIN:
-        name = _platform.process_name(pid)
+        name = processes.process_name(pid)
     return Holder(pid, name, since)
 
 

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from typing_extensions import override
 
-from mpkit import _fork, _platform, _runtime, _wait
+from mpkit import _fork, _runtime, _wait
+from mpkit._platform import files
 
 if TYPE_CHECKING:
     import asyncio
@@ -290,9 +291,7 @@ def _make_fifo(path: str) -> int:
 def _open_deleted_fifo(path: str) -> int:
     """Open the FIFO that was deleted from ``path`` and is in use; -1 if there is none."""
     # Whoever has a signal holds a folder of the runtime directory with a shared flock.
-    opened = (
-        _platform.open_deleted(path, pid, os.O_RDWR | os.O_NONBLOCK) for pid in _platform.flockers()
-    )
+    opened = (files.open_deleted(path, pid, os.O_RDWR | os.O_NONBLOCK) for pid in files.flockers())
     return next((fd for fd in opened if fd >= 0), -1)
 
 

@@ -10,6 +10,7 @@ who holds each slot since when. That is for looking only; the truth about a slot
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import multiprocessing
@@ -19,8 +20,9 @@ import sys
 import time
 from typing import Final
 
-from mpkit import _platform, _runtime
+from mpkit import _runtime
 from mpkit._errors import LimitMismatch
+from mpkit._platform import files
 
 # For each acquire: to look it up costs as much as to call it.
 _now = time.time
@@ -118,13 +120,13 @@ def open_file(path: str, slots: int, place: str) -> tuple[int, mmap.mmap]:
     while True:
         fd = _open(path)
         try:
-            alone = _platform.lock_byte(fd, USE)
+            alone = files.lock_byte(fd, USE)
             theirs = _open_namesake(path, fd) if alone else -1
             if theirs >= 0:
                 # Ours was laid out by nobody; who has opened it meanwhile waits for USE.
-                os.unlink(path)
+                remove_file(path, fd)
                 os.close(fd)
-                fd, alone = theirs, _platform.lock_byte(theirs, USE)
+                fd, alone = theirs, files.lock_byte(theirs, USE)
             content = None
             if theirs < 0:
                 content = _enter(fd, path, slots, place, alone=alone)
@@ -136,6 +138,13 @@ def open_file(path: str, slots: int, place: str) -> tuple[int, mmap.mmap]:
         if content is not None:
             return fd, content
         os.close(fd)
+
+
+def remove_file(path: str, fd: int) -> None:
+    """Remove the file that is open as ``fd``, but not another one that is at ``path`` by now."""
+    if _runtime.leads_to(path, fd):
+        with contextlib.suppress(FileNotFoundError):  # a cleaner of temporary files was quicker
+            os.unlink(path)
 
 
 def _open(path: str) -> int:
@@ -153,12 +162,12 @@ def _open_namesake(path: str, fd: int) -> int:
 
     The caller is alone with the file that is there now.
     """
-    users = _platform.lockers(USE)
+    users = files.lockers(USE)
     users.pop(os.fstat(fd).st_ino, None)
     for there in os.scandir(os.path.dirname(path)) if users else ():
         users.pop(there.inode(), None)  # most users have files that were not deleted
     pids = {pid for found in users.values() for pid in found if pid > 0} - {os.getpid()}
-    opened = (_platform.open_deleted(path, pid, os.O_RDWR) for pid in pids)
+    opened = (files.open_deleted(path, pid, os.O_RDWR) for pid in pids)
     return next((theirs for theirs in opened if theirs >= 0), -1)
 
 
@@ -187,7 +196,7 @@ def _enter(fd: int, path: str, slots: int, place: str, *, alone: bool) -> mmap.m
             )
         except OSError as error:
             raise _runtime.unusable(path, error) from error
-        _platform.lock_byte(fd, USE, shared=True)
+        files.lock_byte(fd, USE, shared=True)
     else:
         lock_soon(fd, USE, shared=True)  # who has it exclusively lays the file out just now
     return _map(fd, slots, place) if _runtime.leads_to(path, fd) else None
@@ -214,7 +223,7 @@ def held_by_others(fd: int, slots: int) -> dict[int, int]:
     ranges = [(0, slots)]
     while ranges:
         start, end = ranges.pop()
-        lock = _platform.foreign_lock(fd, start, end - start)
+        lock = files.foreign_lock(fd, start, end - start)
         if lock is None:
             continue
         # The kernel merges a process's neighbouring locks, tells of any lock in the
@@ -231,7 +240,7 @@ def lock_soon(fd: int, offset: int, *, shared: bool = False) -> bool:
     """Wait for a lock that others hold for a few system calls only."""
     while True:
         try:
-            return _platform.lock_byte(fd, offset, shared=shared, block=True)
+            return files.lock_byte(fd, offset, shared=shared, block=True)
         except OSError as error:
             # The kernel sees processes, not threads: two that wait for each other's lock
             # in different threads are no deadlock, and over at once.

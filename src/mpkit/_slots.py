@@ -24,8 +24,9 @@ import threading
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from mpkit import _fork, _platform, _presence, _runtime
+from mpkit import _fork, _presence, _runtime
 from mpkit._bells import Bell, Bells
+from mpkit._platform import files
 from mpkit._queue import Place, Queue
 from mpkit._slotfile import (
     FIRST,
@@ -41,17 +42,18 @@ from mpkit._slotfile import (
     lock_soon,
     open_file,
     read_note,
+    remove_file,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
 # For the calls of each `take` and `give`: to look them up costs as much as some of them.
 _lockf = fcntl.lockf
 _NOW: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 _WHEN_FREE: Final = fcntl.LOCK_EX
 _FREE: Final = fcntl.LOCK_UN
-_FINDS_DELETED: Final = _platform.FINDS_DELETED
+_FINDS_DELETED: Final = files.FINDS_DELETED
 
 #: Who holds a slot within this process: the ident of a thread, or an asyncio task.
 Owner: TypeAlias = Hashable
@@ -78,7 +80,11 @@ class Slots:
         # Invariant: each slot is in exactly one of `_free` (not held by this process; the
         # most recently released last) and `_held`, or belongs to the thread that moves it.
         # Each step of that is one operation of a list or a dict, so it needs no mutex.
+        # `_pops` takes the last one off the list: a signal handler, which may raise, can
+        # run after a call, but not between the steps of a loop. (It raises IndexError if
+        # there is none. `next` would be a call.)
         self._free: list[int] = []
+        self._pops: Iterator[int]
         self._held: dict[int, Owner] = {}
         self._start_over()
         self._open()
@@ -91,6 +97,7 @@ class Slots:
 
     def _start_over(self) -> None:
         self._free = list(range(self.slots - 1, -1, -1))
+        self._pops = iter(self._free.pop, None)
         self._held = {}
         #: The ticket of who was rung last.
         self._rung = 0
@@ -110,25 +117,32 @@ class Slots:
     def _take(self, owner: Owner, overtake: bool) -> bool:
         if not overtake and self._words[WAITED_FOR] and self.queue.is_hungry():
             return False
+        slot, free = -1, self._free
+        missed: list[int] = []
         try:
-            slot = self._free.pop()
-        except IndexError:
-            return False
-        try:
-            _lockf(self._fd, _NOW, 1, slot)
-        except (BlockingIOError, PermissionError):
-            slot = self._lock_other(slot)
-            if slot < 0:
-                return False
-        try:
+            while True:
+                try:
+                    for slot in self._pops:
+                        break
+                except IndexError:
+                    return False
+                try:
+                    _lockf(self._fd, _NOW, 1, slot)
+                    break
+                except (BlockingIOError, PermissionError):
+                    missed.append(slot)
             if slot < NOTED:
                 self._notes.write(slot)
             self._held[slot] = owner
+            return True
         except BaseException:  # Ctrl-C in the middle
-            self._held[slot] = owner
-            self.give(owner)
+            if slot not in missed:
+                self._put_back(slot, free)
             raise
-        return True
+        finally:
+            # Those that others hold go to the bottom: the next one to look begins elsewhere.
+            if missed:
+                free[:0] = missed
 
     def take_when_free(self, owner: Owner) -> bool:
         """Sleep until the only slot is free, and take it: the kernel hands it over.
@@ -139,12 +153,14 @@ class Slots:
         """
         if self.slots > 1 or not _FINDS_DELETED:
             return False
-        free = self._free
+        slot, free = -1, self._free
         try:
-            slot = free.pop()  # so that no other thread finds it locked for us
-        except IndexError:
-            return False
-        try:
+            try:
+                # So that no other thread finds it locked for us.
+                for slot in self._pops:
+                    break
+            except IndexError:
+                return False
             # Without the mutex, which is not to be held while we sleep: only who is first
             # writes this.
             self.queue.listen(None)
@@ -155,11 +171,7 @@ class Slots:
                 return True
             # A signal handler forked us, and here is the child: it has a list of its own.
         except BaseException as error:  # Ctrl-C may come when we have it
-            self._held.pop(slot, None)
-            try:
-                _lockf(self._fd, _FREE, 1, slot)
-            finally:
-                free.append(slot)
+            self._put_back(slot, free)
             # EDEADLK: the kernel sees processes, not threads. It may well be no deadlock.
             if isinstance(error, OSError) and error.errno == errno.EDEADLK:
                 return False
@@ -177,24 +189,21 @@ class Slots:
             self.give(owner)
             return self._take_unready(owner, overtake)
 
-    def _lock_other(self, missed: int) -> int:
-        """Lock another slot that nobody holds, popped off `_free`; -1 if there is none."""
-        # Those that others hold go to the bottom: the next one to look begins elsewhere.
-        free, held = self._free, [missed]
+    def _put_back(self, slot: int, free: list[int]) -> None:
+        """Let go of a slot that was taken off the list ``free``, if one was, and perhaps locked."""
+        if slot < 0:
+            return
+        self._held.pop(slot, None)
         try:
-            while free:
-                slot = free.pop()
-                if _platform.lock_byte(self._fd, slot):
-                    return slot
-                held.append(slot)
-            return -1
+            _lockf(self._fd, _FREE, 1, slot)
         finally:
-            free[:0] = held
+            free.append(slot)
+        self.ring()  # somebody may have seen that we have it
 
     def give(self, owner: Owner) -> bool:
         """Give back a slot of ``owner``; False if it holds none."""
         held, slot = self._held, -1
-        for slot, who in held.copy().items():  # noqa: B007
+        for slot, who in held.copy().items():
             if who == owner:
                 break
         else:
@@ -252,7 +261,11 @@ class Slots:
         """Take the last place in the queue; return a bell to wait with."""
         with self._joining():
             bell = self.bells.borrow()
-            self.queue.enter(place, bell)
+            try:
+                self.queue.enter(place, bell)
+            except BaseException:  # Ctrl-C, or the disk is full
+                self.leave(place, bell)
+                raise
             return bell
 
     def in_line(self, place: Place) -> bool:
@@ -265,12 +278,12 @@ class Slots:
         """Hold the JOIN lock: nobody else, of any process, joins the queue meanwhile."""
         with self._mutex:
             self._get_ready()
-            ours = lock_soon(self._fd, JOIN) if block else _platform.lock_byte(self._fd, JOIN)
+            ours = lock_soon(self._fd, JOIN) if block else files.lock_byte(self._fd, JOIN)
             try:
                 yield ours
             finally:
                 if ours:
-                    _platform.unlock_byte(self._fd, JOIN)
+                    files.unlock_byte(self._fd, JOIN)
 
     def ahead(self, place: Place) -> int:
         """Return the pid of the nearest one before that place; 0 if it is the first one."""
@@ -359,9 +372,9 @@ class Slots:
             return
         # Alone: nobody holds a slot or waits. So a file made anew, by a Semaphore that
         # still travels as a pickle, has lost nothing.
-        if remove and _platform.lock_byte(fd, USE) and _runtime.leads_to(self.path, fd):
+        if remove and files.lock_byte(fd, USE) and _runtime.leads_to(self.path, fd):
             self.bells.remove()
-            os.unlink(self.path)
+            remove_file(self.path, fd)
         self._words.release()
         self._notes.close()
         self._map.close()  # this closes a descriptor too, and with it drops the locks
@@ -385,5 +398,5 @@ class Slots:
         self.queue.abandon()
         # Were our parent killed before this, somebody might have been alone with the file,
         # and have removed it or laid it out for himself. Then the next `take` goes there.
-        ours = self._fd >= 0 and _platform.lock_byte(self._fd, USE, shared=True)
+        ours = self._fd >= 0 and files.lock_byte(self._fd, USE, shared=True)
         self._stale = not ours or HEADER.unpack_from(self._map)[1] != self.slots

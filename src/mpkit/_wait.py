@@ -8,11 +8,13 @@ them in a thread, `readable` in asyncio, and `wait` is the public face of the fi
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import select
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
@@ -20,13 +22,17 @@ from mpkit import _fork
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 #: What `wait` takes, and returns.
 T = TypeVar("T", bound="Waitable | Future[Any]")
 
 #: How often to look again, in seconds, where the kernel cannot tell of a death (macOS).
 LOOK_AGAIN = 0.05
+
+#: Seconds that are as good as for ever: 30 million years. Much more, and a sum of times is
+#: not exact any more; an int may have so many digits that it is no float at all.
+_FOR_EVER = 1e15
 
 
 class Deadline:
@@ -35,7 +41,10 @@ class Deadline:
     def __init__(self, timeout: float | None) -> None:
         check_timeout(timeout)
         self.timeout = timeout
-        self._end = math.inf if timeout is None else time.monotonic() + timeout
+        if timeout is None or timeout > _FOR_EVER:
+            self._end = math.inf
+        else:
+            self._end = time.monotonic() + timeout
 
     def left(self) -> float | None:
         """Return the seconds that are left, 0 if it has passed; None if it never will."""
@@ -52,7 +61,9 @@ def check_timeout(timeout: float | None) -> None:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}")
-    if math.isnan(timeout) or timeout < 0:
+    if timeout != timeout:  # an int may be too large for math.isnan()
+        raise ValueError("timeout is a number of seconds or None, and nan is no number")
+    if timeout < 0:
         raise ValueError(f"timeout is not negative, unlike {timeout!r}")
 
 
@@ -73,6 +84,13 @@ def poll(fds: Iterable[int], timeout: float | None = None) -> list[int]:
     # poll() counts in milliseconds and rounds up; its longest is 2**31 of them.
     longest = None if timeout is None else min(timeout * 1000, 2**31 - 1)
     return [fd for fd, _ in poller.poll(longest)]
+
+
+def waiter(fd: int) -> Callable[[], object]:
+    """Return what blocks until ``fd`` is readable, hung up or broken: `poll`, many times."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return poller.poll
 
 
 def poll_writable(fd: int, timeout: float | None = None) -> None:
@@ -191,6 +209,10 @@ def wait(*things: T, timeout: float | None = None) -> list[T]:
 
     Raises:
         TypeError: one of the things cannot be waited for.
+        ChannelClosed: one of them is a channel's end that was closed or, as
+            `ChannelMoved`, given away. (That another thread waits for an end here does not
+                keep it from moving.)
+        OSError: no descriptors are left for that (Signals, Jobs and futures take some).
 
     Example:
         >>> import mpkit
@@ -201,18 +223,20 @@ def wait(*things: T, timeout: float | None = None) -> list[T]:
 
     """
     # One of each type: what a protocol asks of each thing takes longer than all the rest.
-    for thing in {type(thing): thing for thing in things}.values():
-        if not isinstance(thing, (Future, Waitable)):
+    kinds: dict[type, object] = {type(thing): thing for thing in things}
+    for thing in kinds.values():
+        # A class has the methods that its objects have.
+        if isinstance(thing, type) or not isinstance(thing, (Future, Waitable)):
             raise TypeError(f"wait() takes Signals, Channels, Jobs and Tasks, not {thing!r}")
     deadline = Deadline(timeout)
     if not things:
         return []
-    with contextlib.ExitStack() as stack:
-        bells: dict[int, int] = {}
+    bell: _Bell | None = None
+    try:
         while True:
             last = deadline.passed()  # before the look: a signal handler may come between
             # Anew each time: what a job watches changes once it has said its last.
-            watched = [_watched(thing, bells) for thing in things]
+            watched = [_watched(thing, bell) for thing in things]
             rung = _rung(watched, 0.0 if last else deadline.left())
             # Of hundreds of things only those that rang are asked.
             ready = [
@@ -222,7 +246,12 @@ def wait(*things: T, timeout: float | None = None) -> list[T]:
             ]
             if ready or last:
                 return ready
-            _hang_bells(things, bells, stack)  # only now: it takes a pipe for each future
+            if bell is None and (futures := [it for it in things if isinstance(it, Future)]):
+                bell = _Bell()  # only now: it takes a pipe
+                bell.hang(futures)
+    finally:
+        if bell:
+            bell.take_down()
 
 
 def _rung(watched: Iterable[Sequence[int]], timeout: float | None) -> set[int]:
@@ -235,43 +264,65 @@ def _is_ready(thing: Any) -> bool:
     return thing.done() if isinstance(thing, Future) else thing._ready()
 
 
-def _watched(thing: Waitable | Future[Any], bells: dict[int, int]) -> Sequence[int]:
+def _watched(thing: Waitable | Future[Any], bell: _Bell | None) -> Sequence[int]:
     if not isinstance(thing, Future):
         return thing._watched()
-    return (bells[id(thing)],) if id(thing) in bells else ()
-
-
-def _hang_bells(
-    things: Iterable[Waitable | Future[Any]], bells: dict[int, int], stack: contextlib.ExitStack
-) -> None:
-    for thing in things:
-        if isinstance(thing, Future) and id(thing) not in bells:
-            bells[id(thing)] = _bell(thing, stack)
-
-
-def _bell(future: Future[Any], stack: contextlib.ExitStack) -> int:
-    """Return a descriptor that becomes readable when ``future``, which has none, is done."""
-    reader, writer = os.pipe()
-    stack.callback(os.close, reader)
-    bell = _Bell(writer)
-    stack.callback(bell.close)
-    future.add_done_callback(bell.ring)
-    return reader
+    return bell.fds if bell else ()
 
 
 class _Bell:
-    """The writing end of a pipe, rung by a future when it is done."""
+    """A pipe, for futures to ring when they are done, since they have no descriptor.
 
-    def __init__(self, fd: int) -> None:
-        self._fds = [fd]
+    A call of `wait` has one for all its futures. Nobody closes it: that happens when
+    neither the call nor a thread that is just ringing refers to it any more.
+    """
 
-    def ring(self, _: Future[Any]) -> None:
-        # pop() is atomic: the future's thread and the waiting one may both be here.
-        with contextlib.suppress(IndexError):
-            fd = self._fds.pop()
-            os.write(fd, b"!")
-            os.close(fd)
+    def __init__(self) -> None:
+        self._pipe = _fork.Descriptors()
+        with _fork.guard:
+            self._pipe.keep(os.pipe())
+        os.set_blocking(self._pipe[1], False)  # thousands may ring
+        self.fds = self._pipe[:1]
+        self._hung: list[list[_Bell]] = []
 
-    def close(self) -> None:
-        with contextlib.suppress(IndexError):
-            os.close(self._fds.pop())
+    def hang(self, futures: Iterable[Future[Any]]) -> None:
+        """Have each of them ring it."""
+        for future in futures:
+            bells = _bells_of(future)
+            self._hung.append(bells)
+            bells.append(self)
+            if future.done():  # perhaps since before that, and then it does not ring
+                self.ring()
+
+    def ring(self) -> None:
+        """Make it readable."""
+        with contextlib.suppress(BlockingIOError):  # it is full: so it is readable
+            for writer in self._pipe[1:]:  # none in a forked child
+                os.write(writer, b"!")
+
+    def take_down(self) -> None:
+        """Have no future ring it any more."""
+        for bells in self._hung:
+            with contextlib.suppress(ValueError):  # an interruption kept it from being hung
+                bells.remove(self)
+
+
+#: Those that each future rings. Its callback refers to the list, since no callback can
+#: be taken off a future: so a future that is waited for again and again has but one.
+_bells: weakref.WeakKeyDictionary[Future[Any], list[_Bell]] = weakref.WeakKeyDictionary()
+
+
+def _bells_of(future: Future[Any]) -> list[_Bell]:
+    bells = _bells.get(future)
+    if bells is None:
+        bells = []
+        future.add_done_callback(functools.partial(_ring, bells))
+        # Last: what is in there will be rung, whoever is interrupted. (Of two threads that
+        # come here at once each has its own list and callback, and the later one's is kept.)
+        _bells[future] = bells
+    return bells
+
+
+def _ring(bells: list[_Bell], _: Future[Any]) -> None:
+    for bell in bells.copy():
+        bell.ring()

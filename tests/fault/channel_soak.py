@@ -28,7 +28,7 @@ from mpkit import (
     channel,
     wait,
 )
-from mpkit._platform import resident_bytes
+from mpkit._platform.memory import resident_bytes
 from tests.support import PATIENCE
 
 End = Channel[Any, Any]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from multiprocessing.connection import wait as wait_for_any
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import BrokenChannel, Channel, EndOfChannel, PeerDied, Signal, channel, start
+from mpkit import BrokenChannel, Channel, EndOfChannel, Job, PeerDied, Signal, channel, start
 from tests.support import PATIENCE, Spawn, asleep, exists, kill, until
 
 if TYPE_CHECKING:
@@ -174,3 +176,49 @@ def test_a_stopped_peer_is_not_dead_until_it_is(spawn: Spawn) -> None:
     with pytest.raises(PeerDied):
         here.recv(PATIENCE)
     here.close()
+
+
+def speak_and_hang(end: Channel[Any, Any]) -> None:
+    end.send("here")
+    signal.pause()
+
+
+def test_a_death_is_told_with_its_reason_under_each_start_method(spawn: Spawn) -> None:
+    here, there = channel()
+    process = spawn(speak_and_hang, there)
+    assert here.recv(PATIENCE) == "here"
+    process.kill()
+    assert wait_for_any([process.sentinel], PATIENCE)  # nobody has read its exit code
+    with pytest.raises(PeerDied, match="killed by SIGKILL") as caught:
+        here.recv(PATIENCE)
+    assert caught.value.pid == process.pid
+    process.join(PATIENCE)
+    assert process.exitcode == -signal.SIGKILL
+    here.close()
+
+
+def ask(job: Job[None], together: threading.Barrier, told: list[int | None]) -> None:
+    together.wait(PATIENCE)
+    told.append(job.exitcode)
+
+
+def test_threads_that_ask_at_once_are_told_the_same(start_method: str) -> None:
+    """A fork server tells the exit code once."""
+    for _ in range(5):
+        here, there = channel()
+        job = start(speak_and_hang, there)
+        assert here.recv(PATIENCE) == "here"
+        job.kill()
+        for sentinel in (job._child.sentinel, job._child.process.sentinel):
+            assert wait_for_any([sentinel], PATIENCE)
+        together, told = threading.Barrier(4), list[int | None]()
+        threads = [threading.Thread(target=ask, args=(job, together, told)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        together.wait(PATIENCE)
+        with pytest.raises(PeerDied):
+            here.recv(PATIENCE)
+        for thread in threads:
+            thread.join()
+        assert told == [-signal.SIGKILL] * 3
+        here.close()

@@ -30,15 +30,15 @@ from mpkit import (
     MessageTypeError,
     _end,
     _parcel,
-    _platform,
     _segment,
     channel,
 )
 from mpkit._link import MOST_DESCRIPTORS, PACKET
+from mpkit._platform import descriptors, memory
 from tests.support import PATIENCE, peak, reset_peak
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 msgspec = pytest.importorskip("msgspec")
 
@@ -99,9 +99,9 @@ packets = st.one_of(
 
 @pytest.fixture(params=["packets", "stream"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "packets" and not _platform.HAS_PACKETS:
+    if request.param == "packets" and not descriptors.HAS_PACKETS:
         pytest.skip("no local socket keeps packets apart here")
-    monkeypatch.setattr(_platform, "HAS_PACKETS", request.param == "packets")
+    monkeypatch.setattr(descriptors, "HAS_PACKETS", request.param == "packets")
     return str(request.param)
 
 
@@ -111,7 +111,7 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cal
     if request.param == "msgspec":
         return lambda: channel(*(bytes | float | list[Any],) * 2, codec="msgspec")
 
-    def loads(stream: Any, buffers: list[memoryview]) -> Any:
+    def loads(stream: Any, buffers: Sequence[memoryview] = ()) -> Any:
         return [bytes(stream), *(bytes(buffer) for buffer in buffers)]
 
     stand_in = SimpleNamespace(loads=loads, PickleBuffer=pickle.PickleBuffer)
@@ -140,7 +140,7 @@ def test_packets_of_anything(kind: str, make: Callable[[], Any]) -> None:
 
 def test_a_stream_of_anything(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]) -> None:
     """Bytes that are cut anywhere, with lengths that lie and descriptors in between."""
-    monkeypatch.setattr(_platform, "HAS_PACKETS", False)
+    monkeypatch.setattr(descriptors, "HAS_PACKETS", False)
     lengths = st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1)).map(
         lambda length: struct.pack("!I", length)
     )
@@ -177,7 +177,7 @@ def test_good_messages_changed_in_one_place(kind: str, make: Callable[[], Any]) 
     def run(size: int, place: int, how: str, other: bytes, inside: bool) -> None:
         with nothing_kept():
             here, there = make()
-            with contextlib.closing(here._end.pack(b"x" * size)) as parcel:
+            with contextlib.closing(here._end.codec.pack(b"x" * size, "it")) as parcel:
                 data, fds = parcel.seal(HEADER.pack(b"m", os.getpid()))
                 if inside and fds:
                     content = os.pread(fds[-1], 2**20, 0)
@@ -241,10 +241,10 @@ def descriptor(kind: str, *facts: Any) -> int:
             file.write(content)
             file.flush()
             return os.dup(file.fileno())
-    fd = _platform.anonymous_file(size)
+    fd = memory.anonymous_file(size)
     os.pwrite(fd, content + bytes(more), 0)
     if kind == "memory":
-        _platform.seal(fd)
+        memory.seal(fd)
     return fd
 
 
@@ -269,7 +269,7 @@ def take_all(end: Channel[Any, Any]) -> None:
                 return
             except (BrokenChannel, MessageTypeError):
                 continue
-        assert not _platform.HAS_PACKETS, "packets end"
+        assert not descriptors.HAS_PACKETS, "packets end"
 
 
 @contextlib.contextmanager
@@ -277,14 +277,14 @@ def nothing_kept() -> Iterator[None]:
     """Check that no descriptor stays open, and that the memory stays within bounds."""
     reset_peak()
     _segment.clear()
-    before = descriptors(), peak()
+    before = open_descriptors(), peak()
     yield
     _segment.clear()
-    if descriptors() != before[0]:
+    if open_descriptors() != before[0]:
         gc.collect()  # tracebacks
-    assert descriptors() == before[0], "a descriptor was kept"
+    assert open_descriptors() == before[0], "a descriptor was kept"
     assert peak() - before[1] < MOST_MEMORY
 
 
-def descriptors() -> int:
+def open_descriptors() -> int:
     return len(os.listdir("/dev/fd"))

@@ -30,9 +30,9 @@ from mpkit import (
     EndOfChannel,
     PeerDied,
     Signal,
-    _platform,
     channel,
 )
+from mpkit._platform import descriptors
 from tests.support import PATIENCE, Spawn, asleep, stopped, until, wake_ups
 
 if TYPE_CHECKING:
@@ -96,11 +96,9 @@ def test_each_way_to_leave_at_each_moment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if around == "over a stream":
-        monkeypatch.setattr(_platform, "HAS_PACKETS", False)
+        monkeypatch.setattr(descriptors, "HAS_PACKETS", False)
     *outcomes, reason = TABLE[how]
     cells = dict(zip(WHERE, outcomes))
-    if cells["inside a message"] is END and not _platform.HAS_PACKETS:
-        cells["inside a message"] = DIED  # half of it is out, and silence is not success
     pairs = {where: channel() for where in cells}
     given = {where: there for where, (_, there) in pairs.items()}
     ends = {where: here for where, (here, _) in pairs.items()}
@@ -179,10 +177,9 @@ def check_facts(error: PeerDied, child: BaseProcess, where: str, reason: str | N
 
 
 def possible(reason: str) -> set[str | None]:
-    """Only a child of this very process can be asked; and is asked in vain if it is too early."""
-    if multiprocessing.get_start_method() == "forkserver":
-        return {None}
-    return {reason} if _platform.HAS_PIDFDS else {reason, None}
+    """A child of this very process is asked in vain if it is too early, as the fork server is."""
+    forked = multiprocessing.get_start_method() != "forkserver"
+    return {reason} if forked and descriptors.HAS_PIDFDS else {reason, None}
 
 
 def check_that_all_goes_on(child: BaseProcess, ends: dict[str, End]) -> None:
@@ -201,11 +198,11 @@ class SameSockets:
     """Makes the ends that arrive after it be of the same kind as here."""
 
     def __reduce__(self) -> Any:
-        return set_sockets, (_platform.HAS_PACKETS,)
+        return set_sockets, (descriptors.HAS_PACKETS,)
 
 
 def set_sockets(packets: bool) -> None:
-    _platform.HAS_PACKETS = packets  # type: ignore[misc]
+    descriptors.HAS_PACKETS = packets  # type: ignore[misc]
 
 
 def act(_: object, control: End, ends: dict[str, End], how: str) -> None:

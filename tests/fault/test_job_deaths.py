@@ -21,9 +21,9 @@ from mpkit import (
     RemoteTraceback,
     TaskExit,
     WorkerDied,
-    _platform,
     start,
 )
+from mpkit._platform import descriptors
 from tests.support import PATIENCE
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def test_a_job_for_which_no_descriptor_was_left_to_watch_it(
     def none_left(pid: int) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(_platform, "open_pidfd", none_left)
+    monkeypatch.setattr(descriptors, "open_pidfd", none_left)
     check(start(die, "SIGKILL"), WorkerDied, "killed by SIGKILL")
     with start(signal.pause) as job:
         assert job.stop(PATIENCE)

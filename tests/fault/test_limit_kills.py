@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mpkit import _bells, _platform, _slotfile, _slots, _wait, _waiter
+from mpkit import _bells, _slotfile, _slots, _wait, _waiter
 from mpkit._limit import Semaphore, limit
+from mpkit._platform import descriptors, files, processes
 from mpkit._signal import Signal
 from tests.support import PATIENCE, Inside, Spawn, asleep, finish, in_line, kill, until
 
@@ -136,7 +137,7 @@ def patience(request: pytest.FixtureRequest) -> float | None:
     return patience
 
 
-BY_KERNEL = pytest.mark.skipif(not _platform.FINDS_DELETED, reason="rung by bells here")
+BY_KERNEL = pytest.mark.skipif(not files.FINDS_DELETED, reason="rung by bells here")
 
 
 def one_slot(patience: float | None) -> Semaphore:
@@ -233,7 +234,7 @@ def test_who_comes_gets_in_though_one_was_stopped_while_he_joined(spawn: Spawn) 
     semaphore = Semaphore(1)
     semaphore.acquire()
     waiter = spawn(join_and_be_stopped, semaphore)
-    until(lambda: in_line(semaphore) == 1 and _platform.is_stopped(waiter.pid or 0))
+    until(lambda: in_line(semaphore) == 1 and processes.is_stopped(waiter.pid or 0))
     semaphore.release()
     with semaphore:
         pass
@@ -250,8 +251,8 @@ def test_a_holder_may_die_just_before_he_is_watched(
             kill(holder)
         return original(pid)
 
-    original = _platform.open_pidfd
-    monkeypatch.setattr(_platform, "open_pidfd", open_pidfd)
+    original = descriptors.open_pidfd
+    monkeypatch.setattr(descriptors, "open_pidfd", open_pidfd)
     started = time.monotonic()
     assert semaphore.acquire(timeout=PATIENCE / 2)
     assert time.monotonic() - started < PATIENCE / 4  # not by a last look at the end
@@ -413,7 +414,7 @@ def test_who_waits_behind_one_that_execs_a_program_is_served(
     first = start_waiter(spawn, semaphore, wait_and_exec, semaphore, go)
     second = start_waiter(spawn, semaphore)
     go.set()
-    until(lambda: "signal.pause" in _platform.process_name(first.pid or 0))
+    until(lambda: "signal.pause" in processes.process_name(first.pid or 0))
     semaphore.release()
 
     finish(second)

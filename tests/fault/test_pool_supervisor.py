@@ -173,9 +173,9 @@ def check(function, *args):
 def test_large_arguments_take_few_descriptors() -> None:
     printed = few_descriptors("""
 with mpkit.TaskPool(2) as pool:
-    check(lambda: set(pool.map(len, [bytes(100_000)] * 500, 1)))
+    check(lambda: set(pool.map(len, [bytes(150_000)] * 500, 1)))
 """)
-    assert printed == "{100000}\n"
+    assert printed == "{150000}\n"
 
 
 def test_without_descriptors_a_task_fails_alone() -> None:
@@ -183,18 +183,18 @@ def test_without_descriptors_a_task_fails_alone() -> None:
 with mpkit.TaskPool(2) as pool:
     pool.map(abs, range(4))
     starve()
-    check(pool.submit(len, bytes(100_000)).result)
+    check(pool.submit(len, bytes(150_000)).result)
     check(pool.submit(abs, -1).result)
     feed()
-    check(pool.submit(len, bytes(100_000)).result)
+    check(pool.submit(len, bytes(150_000)).result)
 """)
-    assert printed == "OSError 24\n1\n100000\n"
+    assert printed == "OSError 24\n1\n150000\n"
 
 
 def test_a_worker_that_has_no_descriptors_for_a_result_says_so() -> None:
     printed = few_descriptors("""
 with mpkit.TaskPool(1) as pool:
-    check(lambda: len(pool.apply(make, (100_000,))))
+    check(lambda: len(pool.apply(make, (1_000_000,))))
     check(pool.apply, abs, (-1,))
 """)
     assert printed == "OSError 24\n1\n"
@@ -208,3 +208,43 @@ def test_a_process_that_is_forked_while_a_pool_ends_is_unharmed() -> None:
             assert pool.apply(abs, (-1,)) == 1
         for number in range(3):
             assert mpkit.start(abs, -number).result(PATIENCE) == number
+
+
+TAKEN_BACK_TWICE = """
+import multiprocessing, signal, time
+from mpkit._pool import crew, journal, packing, wire
+from mpkit._process import Call
+from tests.support import until
+
+data, _ = packing.pack(Call(time.sleep, (60,), {}))
+journals = journal.Journals(1, forks=True)
+worker = crew.Worker(multiprocessing.get_context("fork"), journals, None, report_memory=False)
+
+def send(*tasks):
+    assert worker.send([wire.Load(task, data) for task in tasks], [])
+
+send(1, 2)
+until(lambda: not crew._bytes_in(worker._unread))
+send(3)
+send(4)
+worker.child.signal(signal.SIGKILL)
+worker.child.join(None)
+print(worker.take_back(), worker.take_back())
+send(5)
+print(worker.take_back(), worker.take_back())
+worker.close()
+journals.close()
+"""
+
+
+def test_what_a_dead_worker_has_is_taken_back_once_where_inboxes_are_streams() -> None:
+    """What lay in the inbox was counted each time, and so what it ran was run again."""
+    ran = subprocess.run(
+        [sys.executable, "-c", TAKEN_BACK_TWICE],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MPKIT_PORTABLE": "1"},
+        check=False,
+    )
+    assert (ran.stderr, ran.stdout) == ("", "[3, 4] []\n[5] []\n")

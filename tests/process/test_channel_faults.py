@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import select
 import socket
 import struct
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import BrokenChannel, Channel, ChannelMoved, EndOfChannel, _platform, channel
-from tests.support import PATIENCE, Spawn, finish, peak, reset_peak
+from mpkit import BrokenChannel, Channel, ChannelMoved, EndOfChannel, _segment, channel
+from mpkit._platform import descriptors
+from tests.support import PATIENCE, Spawn, few_descriptors, finish, peak, reset_peak
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Iterator
 
 End = Channel[Any, Any]
 
@@ -77,9 +82,9 @@ def test_any_number_of_processes_send_each_on_its_own_end(spawn: Spawn) -> None:
 @pytest.fixture(params=["packets", "stream"])
 def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Both ends of a channel, over either kind of socket."""
-    if request.param == "packets" and not _platform.HAS_PACKETS:
+    if request.param == "packets" and not descriptors.HAS_PACKETS:
         pytest.skip("no local socket keeps packets apart here")
-    monkeypatch.setattr(_platform, "HAS_PACKETS", request.param == "packets")
+    monkeypatch.setattr(descriptors, "HAS_PACKETS", request.param == "packets")
     ends = channel()
     yield ends
     for end in ends:
@@ -107,11 +112,28 @@ def test_what_is_no_message_is_broken_at_once(pair: tuple[End, End], header: str
         there.recv(PATIENCE)
     assert peak() - before < CLAIMED
     here.send("and on it goes")
-    if _platform.HAS_PACKETS:
+    if descriptors.HAS_PACKETS:
         assert there.recv(PATIENCE) == "and on it goes"
     else:  # nobody knows where in a stream the next message begins
         with pytest.raises(BrokenChannel):
             there.recv(PATIENCE)
+
+
+@pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="is taken for the end there")
+def test_an_empty_packet_is_no_message_and_not_the_end() -> None:
+    here, there = channel()
+    if not descriptors.HAS_PACKETS:
+        pytest.skip("a stream has no empty packets")
+    with socket.socket(fileno=os.dup(here.fileno())) as raw:
+        raw.send(b"")
+    here.send("and on it goes")
+    with pytest.raises(BrokenChannel, match="empty"):
+        there.recv(PATIENCE)
+    assert there.recv(PATIENCE) == "and on it goes"
+    here.close()
+    with pytest.raises(EndOfChannel):
+        there.recv(PATIENCE)
+    there.close()
 
 
 def print_and_send(end: End) -> None:
@@ -127,7 +149,7 @@ def test_a_stray_print_of_another_process_is_not_a_message(spawn: Spawn) -> None
     finish(spawn(print_and_send, there))
     with pytest.raises(BrokenChannel):
         here.recv(PATIENCE)
-    if _platform.HAS_PACKETS:
+    if descriptors.HAS_PACKETS:
         assert here.recv(PATIENCE) == "a message"
         with pytest.raises(EndOfChannel):
             here.recv(PATIENCE)
@@ -173,3 +195,44 @@ def test_a_message_of_a_gigabyte_arrives_and_is_held_once(spawn: Spawn) -> None:
     assert receiver < 1.1 * GIANT
     here.close()
     finish(child)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is lost there is not known")
+def test_a_large_message_for_which_no_descriptor_is_free_is_lost_and_that_is_said() -> None:
+    here, there = channel()
+    here.send(bytes(200_000))
+    here.send("the next")
+    with few_descriptors(0), pytest.raises(BrokenChannel, match=r"is lost.* \(.*ulimit -n\)"):
+        there.recv(PATIENCE)
+    assert there.recv(PATIENCE) == "the next"
+    here.close()
+    there.close()
+
+
+@contextlib.contextmanager
+def little_memory(count: int) -> Iterator[None]:
+    """Leave this process so many bytes of memory to map."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such a limit is not kept there")
+@pytest.mark.parametrize("codec", ["pickle", "msgspec"])
+def test_a_large_message_for_which_no_memory_is_free_is_lost_and_that_is_said(codec: Any) -> None:
+    if codec == "msgspec":
+        pytest.importorskip("msgspec")
+    here, there = channel(bytes, bytes, codec=codec)
+    here.send(bytes(200 * 2**20))
+    here.send(b"the next")
+    _segment.clear()  # which the sender keeps mapped
+    with little_memory(50 * 2**20), pytest.raises(MemoryError):
+        there.recv(PATIENCE)
+    assert there.recv(PATIENCE) == b"the next"
+    here.close()
+    there.close()

@@ -7,13 +7,15 @@ import random
 import signal
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import _platform, _wait
+from mpkit import _wait
 from mpkit._channel import Channel, channel
 from mpkit._errors import ChannelClosed, ChannelTimeout, EndOfChannel
+from mpkit._platform import descriptors
 from tests.support import PATIENCE, Spawn, finish, until
 
 if TYPE_CHECKING:
@@ -180,7 +182,7 @@ def test_a_handler_may_use_the_end_that_it_interrupts(pair: Pair) -> None:
 
 
 WHOLE = pytest.mark.skipif(
-    not _platform.HAS_PACKETS, reason="after half a packet no goodbye can follow"
+    not descriptors.HAS_PACKETS, reason="after half a packet no goodbye can follow"
 )
 
 
@@ -231,3 +233,39 @@ def test_a_normal_exit_while_a_thread_is_blocked_in_send_is_no_death(
     process = spawn(exit_while_a_thread_sends, there)
     finish(process)
     assert set(here) == {b"x" * 1000}
+
+
+class Precious:
+    """A message of which the unpickling is interrupted, the first time."""
+
+    def __reduce__(self) -> Any:
+        return unpickle_precious, ()
+
+
+while_unpickling: list[Callable[[], object]] = []
+
+
+def unpickle_precious() -> str:
+    if while_unpickling:
+        while_unpickling.pop()()
+        raise KeyboardInterrupt
+    return "precious"
+
+
+def test_an_interrupted_message_comes_before_the_end_that_another_thread_has_seen(
+    pair: Pair,
+) -> None:
+    here, there = pair
+    here.send(Precious())
+    here.close()
+
+    def see_the_end() -> None:
+        with ThreadPoolExecutor(1) as pool, pytest.raises(EndOfChannel):
+            pool.submit(there.recv).result(PATIENCE)
+
+    while_unpickling.append(see_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        there.recv()
+    assert there.recv(PATIENCE) == "precious"
+    with pytest.raises(EndOfChannel):
+        there.recv()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.documents import ROOT, matches, run
-from tests.support import PATIENCE, exists, until
+from tests.support import PATIENCE, exists, settled, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,6 +96,7 @@ def test_ctrl_c_ends_the_survey_with_what_is_there(tmp_path: Path, start_method:
     try:
         # This blocks until a worker has opened the file to read it.
         with open(tmp_path / "second.py", "w") as file:
+            until(lambda: settled(survey.pid))
             os.killpg(survey.pid, signal.SIGINT)  # as a terminal does: to all of them
             until(lambda: not pending(survey.pid, signal.SIGINT))
             file.write("def g(): pass\n")

@@ -10,31 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import Channel, _lifeline, _platform, channel, start
-from tests.support import PATIENCE, Spawn, exists, kill, until
+from mpkit import Channel, _lifeline, channel, start
+from mpkit._platform import processes
+from tests.support import PATIENCE, Spawn, can_kill_in_c, exists, kill, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 End = Channel[Any, Any]
-
-
-def can_kill_in_c() -> bool:
-    """Tell whether the kernel kills orphans here; else a thread does, which needs the GIL."""
-    reader, writer = os.pipe()
-    program = "import sys; from mpkit import _platform; print(_platform.die_when_hung_up(0))"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            stdin=reader,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    finally:
-        os.close(reader)
-        os.close(writer)
-    return done.stdout.strip() == "True"
 
 
 def sleeping(end: End) -> None:
@@ -177,7 +160,19 @@ def test_a_thread_does_it_where_the_kernel_cannot(start_method: str, tmp_path: A
         program.kill()
         program.wait()
     until(lambda: not exists(pid))
-    assert _platform.exit_reason(program.returncode) == "was killed by SIGKILL"
+    assert processes.exit_reason(program.returncode) == "was killed by SIGKILL"
+
+
+def wait_for_a_signal() -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    os.kill(os.getpid(), signal.SIGTERM)
+    return signal.sigwait([signal.SIGTERM])
+
+
+def test_a_signal_that_a_job_has_blocked_is_left_to_it(start_method: str) -> None:
+    """The thread that watches has not blocked it."""
+    with start(wait_for_a_signal) as job:
+        assert job.result(PATIENCE) == signal.SIGTERM
 
 
 def test_no_program_that_a_child_starts_inherits_a_lifeline() -> None:

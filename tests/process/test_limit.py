@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from mpkit import _platform
 from mpkit._limit import Semaphore, limit
+from mpkit._platform import descriptors, files
 from mpkit._signal import Signal
 from tests.support import (
     PATIENCE,
@@ -237,7 +237,7 @@ class Talker:
         return self.hear()
 
 
-@pytest.mark.skipif(not _platform.FINDS_DELETED, reason="nobody tells who uses a deleted file")
+@pytest.mark.skipif(not files.FINDS_DELETED, reason="nobody tells who uses a deleted file")
 @pytest.mark.parametrize("deleted", ["file", "folder", "all"])
 @pytest.mark.parametrize("held", [True, False], ids=["held", "idle"])
 def test_programs_meet_although_the_file_was_deleted_underneath(
@@ -268,7 +268,7 @@ def test_programs_meet_although_the_file_was_deleted_underneath(
         assert os.path.exists(f"{home}/named/sem-some")
 
 
-@pytest.mark.skipif(not _platform.FINDS_DELETED, reason="nobody tells who uses a deleted file")
+@pytest.mark.skipif(not files.FINDS_DELETED, reason="nobody tells who uses a deleted file")
 def test_bells_deleted_underneath_those_who_wait_still_ring(tmp_path: Path) -> None:
     home = str(tmp_path / "home")
     with Talker("some", MPKIT_RUNTIME_DIR=home) as first:
@@ -420,7 +420,7 @@ def test_holders_are_those_of_all_processes(spawn: Spawn) -> None:
     assert semaphore.holders() == []
 
 
-@pytest.mark.skipif(not _platform.HAS_PIDFDS, reason="looks again from time to time")
+@pytest.mark.skipif(not descriptors.HAS_PIDFDS, reason="looks again from time to time")
 def test_who_waits_does_not_wake_while_nothing_changes(spawn: Spawn) -> None:
     semaphore = Semaphore(1)
     with semaphore:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import _platform, _slots
+from mpkit import _slots
 from mpkit._limit import Semaphore
+from mpkit._platform import files
 from mpkit._signal import Signal
 from mpkit._slotfile import Notes
 from mpkit._slots import Slots
@@ -19,7 +22,7 @@ from tests.support import PATIENCE, Spawn, asleep, finish, in_line, until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.skipif(not _platform.FINDS_DELETED, reason="not done where it is missing")
+pytestmark = pytest.mark.skipif(not files.FINDS_DELETED, reason="not done where it is missing")
 
 
 def hold(semaphore: Semaphore, held: Signal, go: Signal) -> None:
@@ -164,16 +167,17 @@ def asleep_in(task: int) -> bool:
         return file.read().rpartition(")")[2].split()[0] == "S"
 
 
-def hold_one_and_wait_for_the_other(one: Semaphore, other: Semaphore) -> None:
+def hold_one_and_wait_for_the_other(one: Semaphore, other: Semaphore, go: Signal) -> None:
     with one, other:
         pass
+    go.wait()  # or our death would tell, instead of the bell
 
 
 def test_what_the_kernel_takes_for_a_deadlock_is_waited_for(spawn: Spawn) -> None:
     """It sees processes: each has what the other waits for. But our other thread gives it."""
-    ours, theirs = Semaphore(1), Semaphore(1)
+    ours, theirs, go = Semaphore(1), Semaphore(1), Signal()
     ours.acquire()
-    other = spawn(hold_one_and_wait_for_the_other, theirs, ours)
+    other = spawn(hold_one_and_wait_for_the_other, theirs, ours, go)
     until(lambda: in_line(ours) == 1 and asleep(other.pid or 0))
     served = threading.Event()
 
@@ -190,6 +194,7 @@ def test_what_the_kernel_takes_for_a_deadlock_is_waited_for(spawn: Spawn) -> Non
 
     assert served.wait(PATIENCE)
     thread.join()
+    go.set()
     finish(other)
 
 
@@ -216,3 +221,29 @@ def test_threads_of_a_process_wait_for_another_one_in_turn(spawn: Spawn) -> None
         thread.join()
     finish(holder)
     assert order == list(range(4))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_handler_that_raises_at_any_moment_loses_no_slot(count: int) -> None:
+    semaphore, chance = Semaphore(count), random.Random(count)
+    slots = semaphore._opened()
+    with semaphore:  # the first time takes longer
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(3000):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(2e-6, 40e-6))
+                while True:
+                    with semaphore:
+                        pass
+            while slots.give_any():  # it came between `acquire` and the block, or its end
+                pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert sorted(slots._free) == list(range(count))

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from mpkit import _platform, _segment, channel
+from mpkit import _segment, channel
+from mpkit._platform import memory
 from tests.support import finish, kill
 
 if TYPE_CHECKING:
     from mpkit import Channel
     from tests.support import Spawn
 
-pytestmark = pytest.mark.skipif(not _platform.HAS_MEMFD, reason="segments are used once there")
+pytestmark = pytest.mark.skipif(not memory.HAS_MEMFD, reason="segments are used once there")
 
 LARGE = np.arange(300_000)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 import mpkit
-from mpkit import _platform
+from mpkit._platform import files
 from mpkit._signal import Signal
 from tests.support import PATIENCE, Spawn, asleep, copied, finish, python, until
 
@@ -275,7 +275,7 @@ class Talker:
         return self.hear()
 
 
-@pytest.mark.skipif(not _platform.FINDS_DELETED, reason="nobody tells who uses a deleted file")
+@pytest.mark.skipif(not files.FINDS_DELETED, reason="nobody tells who uses a deleted file")
 @pytest.mark.parametrize("deleted", ["file", "folder", "all"])
 def test_programs_meet_although_the_file_was_deleted_underneath(
     tmp_path: Path, deleted: str
@@ -306,7 +306,7 @@ def test_programs_meet_although_the_file_was_deleted_underneath(
         assert os.path.exists(f"{home}/named/sig-some")
 
 
-@pytest.mark.skipif(not _platform.FINDS_DELETED, reason="nobody tells who uses a deleted file")
+@pytest.mark.skipif(not files.FINDS_DELETED, reason="nobody tells who uses a deleted file")
 def test_a_signal_whose_file_was_deleted_can_be_sent_on(spawn: Spawn) -> None:
     question, reply = Signal(), Signal()
     for signal in (question, reply):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mpkit import Job, RemoteError, Signal, TaskExit, WorkerDied, start
-from tests.support import PATIENCE, until
+from tests.support import PATIENCE, settled, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,7 @@ def begun(fn: Callable[[Signal], Any]) -> Job[Any]:
     ready = Signal()
     job = start(fn, ready)
     assert ready.wait(PATIENCE)
+    until(lambda: settled(job.pid))
     return job
 
 

@@ -215,7 +215,7 @@ def other_process() -> Iterator[End]:
 
 
 @pytest.mark.parametrize("far", [False, True], ids=["threads", "processes"])
-@pytest.mark.parametrize("closes", [False], ids=["to the end"])
+@pytest.mark.parametrize("closes", [False, True], ids=["to the end", "closed early"])
 def test_threads_at_both_ends(closes: bool, far: bool) -> None:
     with other_process() if far else contextlib.nullcontext() as control:
 

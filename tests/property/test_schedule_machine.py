@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mpkit._pool.schedule import (
+    MOST_IN_PACKET,
+    MOST_START_FAILURES,
+    SEND_AHEAD_BELOW,
     Abandon,
     Lose,
     Retire,
@@ -18,6 +21,9 @@ from mpkit._pool.schedule import (
     Spawn,
     TakeBack,
 )
+
+#: For what would keep all else from happening if it came as often as that.
+SELDOM = st.integers(0, 9).map(lambda number: number == 9)
 
 #: No policy needs more actions than this after one event.
 ENOUGH = 10_000
@@ -33,57 +39,105 @@ class FakeWorker:
         self.retired = False
         self.received = 0
 
+    def held(self) -> list[int]:
+        return [*self.taken, *itertools.chain(*self.inbox)]
+
 
 class ScheduleMachine(RuleBasedStateMachine):
     """An engine without processes, which does what a schedule says."""
 
-    @initialize(size=st.integers(1, 4), quota=st.none() | st.integers(1, 3), spawns=st.booleans())
-    def begin(self, size: int, quota: int | None, spawns: bool) -> None:
+    @initialize(
+        size=st.integers(1, 4),
+        quota=st.none() | st.integers(1, 12),
+        seconds=st.sampled_from([(1e-6, 1e-6), (1e-6, 1e-4), (1e-4, 0.01), (0.01, 1.0)]),
+        at_once=st.booleans(),
+    )
+    def begin(
+        self, size: int, quota: int | None, seconds: tuple[float, float], at_once: bool
+    ) -> None:
+        """Say how long tasks take, and whether every worker starts as soon as it may."""
+        self.seconds, self.at_once = seconds, at_once
         self.schedule = Schedule(size, quota)
         self.size, self.quota = size, quota
         self.workers: dict[int, FakeWorker] = {}
         self.numbers = itertools.count()
         self.tasks = itertools.count(1)
         self.alone: set[int] = set()
+        self.priority: dict[int, int] = {}
         self.waiting: set[int] = set()
+        self.was_sent: set[int] = set()
         self.ended: dict[int, str] = {}
         self.cancelled: set[int] = set()
-        self.closed = False
+        #: What failed, and waits for its next attempt without the schedule.
+        self.resting: set[int] = set()
+        self.lost: list[int] = []
+        # How often a task may run, and has.
+        self.allowed: Counter[int] = Counter()
+        self.ran: Counter[int] = Counter()
+        self.short_ones = False
+        self.closed = self.stopped = False
         self.spawn_fails = False
+        # How often in a row the system refused a worker; and workers did not start.
+        self.refused = self.stillborn = self.init_failed = 0
         self.act()
 
     def act(self) -> None:
         """Perform what the schedule decides, as the engine does."""
+        over = self.schedule.over
         for count, action in enumerate(self.schedule.decide()):
             assert count < ENOUGH, "the schedule never stops acting"
+            assert not over, f"{action} when all is over"
             match action:
                 case Spawn():
-                    if self.spawn_fails:
-                        self.schedule.spawn_failed()
-                    else:
-                        number = next(self.numbers)
-                        self.workers[number] = FakeWorker()
-                        self.schedule.spawned(number)
+                    self.spawn()
                 case Send(number, tasks):
                     self.send(number, list(tasks))
                 case TakeBack(number):
                     self.take_back(number)
                 case Retire(number):
-                    assert not self.workers[number].retired
-                    self.workers[number].retired = True
+                    worker = self.workers[number]
+                    assert not worker.retired
+                    assert self.closed or worker.received == self.quota, "it has tasks left"
+                    worker.retired = True
                 case Lose(task, _):
-                    self.end(task, "lost")
-                case Abandon(task):
+                    self.lost.append(task)
+                    self.fail(task, "lost")
+                case Abandon(task, attempts):
                     assert not self.workers, "there are workers that could run it"
+                    assert attempts >= MOST_START_FAILURES
+                    assert (
+                        max(self.refused, self.stillborn, self.init_failed) >= MOST_START_FAILURES
+                    ), "nothing is known that would keep a worker from starting"
                     self.waiting.remove(task)
                     self.end(task, "abandoned")
+        # When all is given up, the next task is tried anew.
+        if not self.workers and self.refused >= MOST_START_FAILURES:
+            self.refused = 0
+        for number, worker in self.workers.items():
+            if self.at_once and not worker.started:
+                self.start(number)
+                break
+
+    def spawn(self) -> None:
+        assert self.waiting or self.resting or not self.closed, "a worker for nothing"
+        assert self.init_failed < MOST_START_FAILURES
+        assert self.stillborn < MOST_START_FAILURES + self.size
+        if self.spawn_fails:
+            self.refused += 1
+            self.schedule.spawn_failed()
+            return
+        self.refused = 0
+        number = next(self.numbers)
+        self.workers[number] = FakeWorker()
+        self.schedule.spawned(number)
 
     def send(self, number: int, tasks: list[int]) -> None:
         worker = self.workers[number]
         assert tasks
         assert not worker.retired, "it was told to leave"
+        self.waiting.difference_update(tasks)
         for task in list(tasks):
-            self.waiting.remove(task)
+            self.check_the_turn_of(task)
             if task in self.cancelled:
                 tasks.remove(task)
                 self.schedule.withdrawn(number, task)
@@ -95,10 +149,22 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert worker.started
             assert not worker.inbox
             assert not worker.taken
-        held = set(worker.taken) | set(itertools.chain(*worker.inbox))
+        held = set(worker.held())
         assert not held & self.alone, "one that must be alone is there"
         if tasks:
             worker.inbox.append(tasks)
+        assert len(tasks) <= MOST_IN_PACKET
+        if len(held) + len(tasks) > 1:
+            assert self.short_ones, "two on a worker, and none was ever short"
+
+    def check_the_turn_of(self, task: int) -> None:
+        """Higher priorities come first, and then who came first, also if he came back."""
+        mine = self.priority[task]
+        assert all(self.priority[other] <= mine for other in self.waiting)
+        if task not in self.was_sent:
+            self.was_sent.add(task)
+            equals = [other for other in self.waiting if self.priority[other] == mine]
+            assert all(other > task or self.ran[other] for other in equals)
 
     def take_back(self, number: int) -> None:
         worker = self.workers[number]
@@ -110,20 +176,65 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def end(self, task: int, how: str) -> None:
         assert task not in self.ended, f"{task} ends twice: {self.ended[task]}, {how}"
+        assert task not in self.waiting | self.resting
         self.ended[task] = how
+
+    def fail(self, task: int, how: str, *, rests: bool = False) -> None:
+        """A task failed: it runs again if it may, now or later, as the ledger counts."""
+        self.ran[task] += 1
+        if self.ran[task] == self.allowed[task]:
+            self.end(task, how)
+        elif rests:
+            self.schedule.postponed()
+            self.resting.add(task)
+        else:
+            self.enter(task)
+
+    def enter(self, task: int) -> None:
+        self.waiting.add(task)
+        self.schedule.submitted(task, priority=self.priority[task], alone=task in self.alone)
+
+    def busiest(self) -> int:
+        held = {number: worker.held() for number, worker in self.workers.items()}
+        return max(held, key=lambda number: len(held[number]))
 
     def some(self, index: int) -> int:
         return sorted(self.workers)[index % len(self.workers)]
 
     @precondition(lambda self: not self.closed)
-    @rule(count=st.integers(1, 5), priority=st.sampled_from([0, 0, 0, 1, -1]), alone=st.booleans())
-    def submit(self, count: int, priority: int, alone: bool) -> None:
+    @rule(
+        count=st.integers(1, 20),
+        priority=st.sampled_from([0, 0, 0, 1, -1]),
+        alone=st.sampled_from([False, False, False, True]),
+        retries=st.sampled_from([0, 0, 1, 2]),
+    )
+    def submit(self, count: int, priority: int, alone: bool, retries: int) -> None:
         for _ in range(count):
             task = next(self.tasks)
-            self.waiting.add(task)
             if alone:
                 self.alone.add(task)
-            self.schedule.submitted(task, priority=priority, alone=alone)
+            self.priority[task] = priority
+            self.allowed[task] = 1 + retries
+            self.enter(task)
+        self.act()
+
+    @precondition(lambda self: self.schedule.idle_workers())
+    @rule(index=st.integers(0, 9), retries=st.sampled_from([0, 0, 1]))
+    def hand_over(self, index: int, retries: int) -> None:
+        """A caller sends a task to an idle worker, and the schedule is told afterwards."""
+        idle = self.schedule.idle_workers()
+        assert not self.waiting, "somebody was there before"
+        assert not self.closed
+        number = idle[index % len(idle)]
+        worker, task = self.workers[number], next(self.tasks)
+        assert worker.started
+        assert not worker.retired
+        assert not list(worker.held())
+        self.priority[task], self.allowed[task] = 0, 1 + retries
+        self.was_sent.add(task)
+        worker.received += 1
+        worker.inbox.append([task])
+        self.schedule.handed(number, task)
         self.act()
 
     @rule(data=st.data())
@@ -131,47 +242,95 @@ class ScheduleMachine(RuleBasedStateMachine):
         if self.waiting:
             self.cancelled.add(data.draw(st.sampled_from(sorted(self.waiting))))
 
-    @precondition(lambda self: self.workers)
+    @precondition(lambda self: any(worker.inbox for worker in self.workers.values()))
+    @rule(data=st.data())
+    def recall(self, data: st.DataObject) -> None:
+        """A task that was sent is cancelled: it is had back if no worker has taken it."""
+        number = data.draw(st.sampled_from([n for n in self.workers if self.workers[n].inbox]))
+        tasks = list(itertools.chain(*self.workers[number].inbox))
+        self.take_back(number)
+        self.cancelled.add(data.draw(st.sampled_from(tasks)))
+        self.act()
+
+    @precondition(lambda self: self.resting)
+    @rule(data=st.data())
+    def resume(self, data: st.DataObject) -> None:
+        """The pause before another attempt is over."""
+        self.wake(data.draw(st.sampled_from(sorted(self.resting))))
+        self.act()
+
+    def wake(self, task: int) -> None:
+        self.resting.remove(task)
+        self.schedule.resumed()
+        self.enter(task)
+
+    @precondition(lambda self: any(not worker.started for worker in self.workers.values()))
     @rule(index=st.integers(0, 9))
-    def start(self, index: int) -> None:
-        number = self.some(index)
-        if not self.workers[number].started:
-            self.workers[number].started = True
-            self.schedule.started(number)
-            self.act()
+    def start_one(self, index: int) -> None:
+        unborn = sorted(n for n, worker in self.workers.items() if not worker.started)
+        self.start(unborn[index % len(unborn)])
+
+    def start(self, number: int) -> None:
+        self.workers[number].started = True
+        self.stillborn = self.init_failed = 0
+        self.schedule.started(number)
+        self.act()
 
     @precondition(lambda self: self.workers)
-    @rule(index=st.integers(0, 9), seconds=st.sampled_from([1e-6, 1e-4, 0.01, 1.0]))
-    def work(self, index: int, seconds: float) -> None:
+    @rule(
+        index=st.integers(0, 9),
+        times=st.integers(1, 5),
+        which=st.integers(0, 1),
+        ends=st.sampled_from(["well", "well", "badly", "badly, and rests"]),
+    )
+    def work_for_a_while(self, index: int, times: int, which: int, ends: str) -> None:
+        number = self.busiest() if index > 6 else self.some(index)
+        for _ in range(times):
+            if number in self.workers and self.workers[number].started:
+                self.work(number, self.seconds[which], ends)
+
+    def work(self, number: int, seconds: float, ends: str = "well") -> None:
         """A worker takes a packet if it has none, and reports a task."""
-        number = self.some(index)
         worker = self.workers[number]
-        if not worker.started:
-            return
         if not worker.taken and worker.inbox:
             worker.taken.extend(worker.inbox.popleft())
         if worker.taken:
             task = worker.taken.popleft()
-            self.end(task, "finished")
+            assert self.schedule.running(number) == task
+            self.short_ones |= seconds < SEND_AHEAD_BELOW
             self.schedule.finished(number, task, seconds)
+            if ends == "well":
+                self.ran[task] += 1
+                self.end(task, "finished")
+            else:
+                self.fail(task, "failed", rests=ends == "badly, and rests")
             self.act()
 
     @precondition(lambda self: self.workers)
-    @rule(index=st.integers(0, 9), takes=st.booleans())
-    def die(self, index: int, takes: bool) -> None:
-        number = self.some(index)
+    @rule(index=st.integers(0, 9), takes=st.booleans(), says_why=st.booleans())
+    def die(self, index: int, takes: bool, says_why: bool) -> None:
+        """A worker dies, or its initializer fails, which it may tell."""
+        number = self.busiest() if index > 4 else self.some(index)
         worker = self.workers[number]
+        if not worker.started and says_why:
+            self.init_failed += 1
+            self.schedule.init_failed()
         if takes and worker.started and not worker.taken and worker.inbox:
             worker.taken.extend(worker.inbox.popleft())
         self.take_back(number)
         del self.workers[number]
-        before = dict(self.ended)
-        lost = worker.taken[0] if worker.taken else None
-        self.waiting.update(itertools.islice(worker.taken, 1, None))
-        self.schedule.died(number)
+        before = self.ran.copy()
+        lost = [worker.taken[0]] if worker.taken else []
+        behind = list(itertools.islice(worker.taken, 1, None))
+        self.waiting.update(behind)
+        self.stillborn += not worker.started and not worker.retired
+        self.refused = 0
+        self.lost.clear()
+        assert self.schedule.has_started(number) == worker.started
+        assert self.schedule.died(number) == behind
         self.act()
-        ended = {task for task, how in self.ended.items() if how == "lost" and task not in before}
-        assert ended == ({lost} if lost is not None else set())
+        assert self.lost == lost, "what it ran, and nothing else"
+        assert self.ran - before == Counter(lost), "all that it ran, and nothing else, has failed"
 
     @precondition(lambda self: self.workers)
     @rule(index=st.integers(0, 9))
@@ -182,23 +341,75 @@ class ScheduleMachine(RuleBasedStateMachine):
         if worker.retired and not worker.taken and not worker.inbox:
             self.take_back(number)
             del self.workers[number]
+            self.refused = 0
             self.schedule.died(number)
             self.act()
 
-    @rule(fails=st.booleans())
+    @precondition(lambda self: self.workers)
+    @rule(index=st.integers(0, 9))
+    def replace(self, index: int) -> None:
+        """A worker has too much memory, say."""
+        number = self.some(index)
+        for action in self.schedule.retire(number):
+            assert action == Retire(number)
+            assert not self.workers[number].retired
+            self.workers[number].retired = True
+        assert self.workers[number].retired
+        self.act()
+
+    @rule(fails=SELDOM)
     def run_out_of_processes(self, fails: bool) -> None:
         self.spawn_fails = fails
 
+    @precondition(lambda self: self.schedule.short)
     @rule()
-    def close(self) -> None:
-        self.closed = True
-        self.schedule.close()
+    def try_again(self) -> None:
+        self.schedule.try_again()
+        self.act()
+
+    @rule(really=SELDOM)
+    def close(self, really: bool) -> None:
+        if really:
+            self.closed = True
+            self.schedule.close()
+            self.act()
+
+    @rule(really=SELDOM)
+    def stop(self, really: bool) -> None:
+        """The pool is terminated: the engine ends all workers, and settles all tasks."""
+        if not really or self.stopped:
+            return
+        self.closed = self.stopped = True
+        self.schedule.stop()
+        left = set(self.allowed) - set(self.ended)
+        self.workers.clear()
+        self.waiting.clear()
+        self.resting.clear()
+        for task in left:
+            self.end(task, "stopped")
+        assert self.schedule.over
         self.act()
 
     @invariant()
     def no_more_workers_than_asked_for(self) -> None:
         staying = [worker for worker in self.workers.values() if not worker.retired]
         assert len(staying) <= self.size
+
+    @invariant()
+    def nobody_is_forgotten(self) -> None:
+        """Tasks without a worker that could run them are given one, or are looked after."""
+        if self.waiting - self.cancelled and not self.workers:
+            assert self.schedule.short
+
+    @invariant()
+    def what_the_schedule_says_of_itself_is_so(self) -> None:
+        at_work = any(worker.taken or worker.inbox for worker in self.workers.values())
+        assert self.schedule.idle == (not self.waiting and not self.resting and not at_work)
+        assert self.schedule.over == (self.closed and self.schedule.idle and not self.workers)
+
+    @invariant()
+    def a_task_runs_as_often_as_it_may(self) -> None:
+        assert self.ran <= self.allowed
 
     @invariant()
     def what_waits_is_waited_for(self) -> None:
@@ -210,28 +421,53 @@ class ScheduleMachine(RuleBasedStateMachine):
         ]
         assert not (idle and self.waiting - self.cancelled)
 
+    @invariant()
+    def nothing_is_over_while_a_task_is_to_come(self) -> None:
+        assert not (self.schedule.over and (self.waiting or self.resting))
+
+    @invariant()
+    def nobody_waits_for_one_that_is_starting(self) -> None:
+        """What was sent to a worker that may take long to start is run by one that is there."""
+        free = any(
+            worker.started
+            and not (worker.retired or worker.taken or worker.inbox)
+            and (self.quota is None or worker.received < self.quota)
+            for worker in self.workers.values()
+        )
+        assert not (free and any(w.inbox and not w.started for w in self.workers.values()))
+
     def teardown(self) -> None:
         """Let everybody finish: all tasks end, and so does the pool."""
         if not hasattr(self, "schedule"):
             return
         self.spawn_fails = False
-        self.close()
-        for _ in range(10_000):
+        self.close(True)
+        for task in list(self.resting):
+            self.wake(task)
+        self.act()
+        for _ in range(ENOUGH):
             if self.schedule.over:
                 break
+            if self.schedule.short:
+                self.try_again()
             for number in list(self.workers):
-                if number in self.workers:
-                    index = sorted(self.workers).index(number)
-                    self.start(index)
-                    if number in self.workers:
-                        self.work(sorted(self.workers).index(number), 0.1)
-                    if number in self.workers:
-                        self.leave(sorted(self.workers).index(number))
+                if not self.workers[number].started:
+                    self.start(number)
+                self.work(number, 0.1)
+                self.leave(sorted(self.workers).index(number))
             self.act()
         assert self.schedule.over, "the pool does not end"
         assert not self.waiting
         assert set(self.ended) == set(range(1, next(self.tasks)))
+        for task, how in self.ended.items():
+            match how:
+                case "cancelled":
+                    assert task in self.cancelled
+                case "lost" | "failed":
+                    assert self.ran[task] == self.allowed[task], "it had a try left"
+                case "finished":
+                    assert self.ran[task] >= 1
 
 
 TestSchedule = ScheduleMachine.TestCase
-TestSchedule.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestSchedule.settings = settings(max_examples=400, stateful_step_count=50, deadline=None)

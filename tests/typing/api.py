@@ -261,7 +261,17 @@ async def jobs_async(job: mpkit.Job[str]) -> None:
 def pools(path: Path) -> None:
     with mpkit.TaskPool() as pool:
         assert_type(pool, mpkit.TaskPool)
-    mpkit.TaskPool(4, shout, ("x",), 100, "spawn", memory_limit=10**9, timeout=5, retries=2)
+    mpkit.TaskPool(
+        4,
+        shout,
+        ("x",),
+        100,
+        "spawn",
+        memory_limit=10**9,
+        memory_hard_limit=2 * 10**9,
+        timeout=5,
+        retries=2,
+    )
     mpkit.TaskPool(processes=4, maxtasksperchild=10, context=multiprocessing.get_context("fork"))
     mpkit.TaskPool(on=ThreadPoolExecutor())
     assert_type(pool.executor, Executor)
@@ -294,9 +304,13 @@ def submitting(pool: mpkit.TaskPool) -> None:
     assert_type(task.ready(), bool)
     assert_type(task.successful(), bool)
     assert_type(task.cancel(), bool)
+    assert_type(task.kill(), bool)
+    assert_type(task.attempts, int)
     assert_type(task.name, str)
     assert_type(task.number, int)
-    calls = pool.options(timeout=5, retries=2, retry_on=(OSError,), priority=1, name="area")
+    calls = pool.options(
+        timeout=5, retries=2, retry_on=(OSError,), backoff=0.5, priority=1, name="area"
+    )
     assert_type(calls, mpkit.Calls)
     assert_type(calls.submit(hello), mpkit.Task[str])
     pool.submit(area, "2", 1.5)  # type: ignore[arg-type]
@@ -385,6 +399,7 @@ def errors() -> None:
         mpkit.EndOfChannel,
         mpkit.LimitMismatch,
         mpkit.LimitTimeout,
+        mpkit.MemoryLimitExceeded,
         mpkit.MessageTypeError,
         mpkit.NotPicklable,
         mpkit.PeerDied,

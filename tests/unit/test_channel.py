@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import gc
 import os
 import pickle
+import socket
 import sys
 import threading
 import weakref
@@ -23,12 +25,14 @@ from mpkit import (
     ChannelMoved,
     ChannelTimeout,
     EndOfChannel,
+    Job,
     MessageTypeError,
     NotPicklable,
     PeerDied,
     channel,
     wait,
 )
+from mpkit._platform import descriptors
 from tests.support import PATIENCE, until
 
 if TYPE_CHECKING:
@@ -140,6 +144,25 @@ def test_a_goodbye_arrives_even_when_the_buffer_is_full(pair: Pair) -> None:
     count = fill(here)
     here.close()
     assert len(list(there)) == count
+
+
+def test_a_call_in_the_middle_of_a_close_does_not_cut_the_goodbye_off(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever leaves last closes the socket, but not before all was said."""
+    here, there = pair
+    say_goodbye = here._end.say_goodbye
+
+    def interrupted() -> None:
+        with ThreadPoolExecutor(1) as threads, pytest.raises(ChannelClosed):
+            threads.submit(here.recv).result(PATIENCE)
+        say_goodbye()
+
+    monkeypatch.setattr(here._end, "say_goodbye", interrupted)
+    here.close()
+    with pytest.raises(EndOfChannel) as caught:
+        there.recv(PATIENCE)
+    assert type(caught.value) is EndOfChannel
 
 
 def test_garbage_says_goodbye() -> None:
@@ -255,6 +278,17 @@ def test_a_message_that_cannot_be_pickled_is_not_sent(pair: Pair) -> None:
     assert there.recv() == "next"
 
 
+def test_what_cannot_be_pickled_is_named_also_behind_an_end_that_can_move(pair: Pair) -> None:
+    here, _ = pair
+    end, other = channel()
+    with pytest.raises(NotPicklable, match=r"inside it: \[1\]\['a'\], which is <frame at"):
+        here.send([end, {"a": sys._getframe()}])
+    other.send("still here")
+    assert end.recv(PATIENCE) == "still here"
+    end.close()
+    other.close()
+
+
 @pytest.mark.parametrize("error", [EOFError("mine"), BlockingIOError(), BrokenPipeError("b")])
 def test_an_error_in_unpickling_is_the_users_and_the_channel_goes_on(
     pair: Pair, error: Exception
@@ -274,7 +308,14 @@ def test_an_error_in_unpickling_is_the_users_and_the_channel_goes_on(
 
 
 @pytest.mark.parametrize(
-    "junk", [b"x", b"GET / HTTP/1.1\r\n\r\n", b"m\0\0\0\0\x07", b"m\0\0\0\0\x01"]
+    "junk",
+    [
+        b"x",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"m\0\0\0\0\x07",
+        b"m\0\0\0\0\x01",
+        b"g\0\0\0\0",  # a goodbye, if nothing came along with it
+    ],
 )
 def test_what_is_no_message_is_broken_and_the_next_one_arrives(pair: Pair, junk: bytes) -> None:
     here, there = pair
@@ -307,6 +348,23 @@ def test_sending_gives_up_after_its_timeout_and_sends_nothing(pair: Pair) -> Non
     assert [there.recv() for _ in range(count)] == list(range(count))
     here.send("next")
     assert there.recv() == "next"
+
+
+def test_a_message_that_its_timeout_cut_in_two_breaks_the_channel_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As can be over a stream only, where the system makes no more room."""
+    monkeypatch.setattr(descriptors, "HAS_PACKETS", False)
+    here, there = channel()
+    here._end.link._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with pytest.raises(BrokenChannel, match="the time was over when a part of the message"):
+        here.send(b"x" * 100_000, timeout=0.01)
+    with pytest.raises(BrokenChannel):
+        here.send("next")
+    with pytest.raises(EndOfChannel):
+        there.recv(PATIENCE)
+    here.close()
+    there.close()
 
 
 def test_poll_tells_of_messages_and_of_the_end(pair: Pair) -> None:
@@ -455,6 +513,22 @@ def test_an_end_stays_when_its_message_could_not_be_sent(pair: Pair) -> None:
     carrier.close()
 
 
+def test_an_end_cannot_be_sent_to_itself(pair: Pair) -> None:
+    """It would be in its own inbox, of which nobody would ever hear."""
+    here, there = pair
+    with pytest.raises(NotPicklable, match="right end .* at which it would have to arrive"):
+        here.send(["an end", there])
+    with pytest.raises(NotPicklable):
+        asyncio.run(here.request_async(there))
+    here.send("next")
+    assert there.recv() == "next"
+    here.send(here)
+    arrived = there.recv()
+    there.send("to whom it was sent by itself")
+    assert arrived.recv() == "to whom it was sent by itself"
+    arrived.close()
+
+
 def test_many_ends_move_in_one_message() -> None:
     carrier, receiver = channel()
     pairs = [channel() for _ in range(100)]
@@ -545,3 +619,56 @@ def test_an_end_that_is_polled_does_not_move(pair: Pair) -> None:
         thread.join()
         carrier.send(here)
         receiver.recv().close()
+
+
+def test_an_end_that_is_packed_cannot_be_used_until_it_is_known_whether_it_moves() -> None:
+    here, there = channel()
+    end, peer = channel()
+    with contextlib.suppress(ChannelTimeout):
+        while True:
+            here.send(b"x" * 30_000, timeout=0)
+    sending = threading.Thread(target=here.send, args=(end,))
+    sending.start()
+    until(lambda: end.closed)
+    with pytest.raises(ChannelMoved, match="is about to move to another process"):
+        end.recv(0)
+    assert sending.is_alive()
+    while not isinstance(moved := there.recv(PATIENCE), Channel):
+        pass
+    sending.join()
+    peer.send("for the new owner")
+    assert moved.recv(PATIENCE) == "for the new owner"
+
+
+def test_an_end_that_found_no_room_to_move_can_be_used_again() -> None:
+    here, _there = channel()
+    end, peer = channel()
+    with contextlib.suppress(ChannelTimeout):
+        while True:
+            here.send(b"x" * 30_000, timeout=0)
+    with pytest.raises(ChannelTimeout):
+        here.send(end, timeout=0)
+    with pytest.raises(NotPicklable):
+        here.send([end, threading.Lock()])
+    peer.send("still yours")
+    assert end.recv(PATIENCE) == "still yours"
+
+
+def test_a_closed_end_is_no_context() -> None:
+    here, there = channel()
+    here.close()
+    with pytest.raises(ChannelClosed):
+        here.__enter__()
+    there.close()
+
+
+@pytest.mark.parametrize(("kind", "maker"), [(Channel, "channel"), (Job, "start")])
+def test_who_makes_one_by_its_class_is_told_what_does(kind: Any, maker: str) -> None:
+    with pytest.raises(TypeError, match=rf"mpkit\.{maker}\("):
+        kind()
+
+
+@pytest.mark.parametrize("kind", [Channel, Job])
+def test_a_class_cannot_be_waited_for(kind: Any) -> None:
+    with pytest.raises(TypeError, match="wait\\(\\) takes"):
+        wait(kind)

@@ -133,10 +133,17 @@ def test_an_unknown_codec_is_refused_with_the_known_names() -> None:
         _codec.make("json", int, int)
 
 
-@pytest.mark.parametrize("types", [(None, int), (int, None), (None, None)])
+@pytest.mark.parametrize("types", [(_codec.UNKNOWN, int), (int, _codec.UNKNOWN)])
 def test_msgspec_without_types_is_refused(types: tuple[Any, Any]) -> None:
     with pytest.raises(TypeError, match="send= and recv="):
         _codec.make("msgspec", *types)
+
+
+def test_none_is_a_type() -> None:
+    codec = _codec.make("msgspec", None, None)
+    assert travelled(codec, None) is None
+    with pytest.raises(MessageTypeError):
+        travelled(_codec.make("msgspec", int, None), 5, codec)
 
 
 def test_msgspec_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,17 +6,19 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import ChannelMoved, Signal, _fork, _wait, channel, start
-from mpkit._link import Link
-from tests.support import PATIENCE
+from mpkit import ChannelMoved, Signal, _fork, _links, _wait, channel, start
+from mpkit._port import Port
+from tests.support import PATIENCE, python
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 pytestmark = [pytestmark, pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")]
@@ -40,7 +42,7 @@ def in_a_forked_child(function: Callable[[], object]) -> None:
 
 
 def test_a_child_forked_by_hand_has_no_link_of_its_parent() -> None:
-    here, there = Link.pair()
+    here, there = _links.pair()
 
     def child() -> None:
         assert here.closed
@@ -172,7 +174,7 @@ def test_a_forked_child_that_forks_keeps_what_it_was_given() -> None:
 
 
 def test_what_was_known_and_is_garbage_is_not_told() -> None:
-    here, there = Link.pair()
+    here, there = _links.pair()
     here.close()
     there.close()
     known = len(_fork._known)
@@ -244,3 +246,90 @@ def test_descriptors_that_nobody_took_are_closed_with_their_list(pipe: tuple[int
     del kept
     gc.collect()
     assert ended(reader)
+
+
+class Interrupting:
+    """Presses Ctrl-C in the middle of a fork."""
+
+    def _before_fork(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def _after_fork_in_parent(self) -> None:
+        """Nothing."""
+
+    def _after_fork_in_child(self) -> None:
+        """Nothing."""
+
+
+def say_hello(end: Any) -> None:
+    end.send("hello")
+
+
+def test_ctrl_c_in_the_middle_of_a_fork_leaves_nothing_half_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes when ours is done; another one's part of the fork may get it, and drop it."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: None)
+    made: list[int] = []
+    pipe = os.pipe
+    monkeypatch.setattr(os, "pipe", lambda: made.extend(pipe()) or tuple(made[-2:]))
+    here, there = channel()
+    process = multiprocessing.get_context("fork").Process(target=say_hello, args=(there,))
+    interrupting = Interrupting()
+    _fork.know(interrupting)
+    try:
+        process.start()
+    except KeyboardInterrupt:  # before multiprocessing knew what it had
+        for fd in made:
+            os.close(fd)
+    del interrupting
+    assert there.closed
+    assert here.recv(PATIENCE) == "hello"
+    here.close()
+    process.join() if process.pid else os.wait()
+
+
+def test_what_one_of_them_raises_keeps_the_others_from_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raised: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: raised.append(report.exc_value))
+    here, there = channel()
+    times = [KeyboardInterrupt]
+
+    def interrupted(port: Any) -> None:
+        if times:
+            raise times.pop()
+        before(port)
+
+    before = Port._before_fork
+    monkeypatch.setattr(Port, "_before_fork", interrupted)
+    process = multiprocessing.get_context("fork").Process(target=say_hello, args=(there,))
+    process.start()
+    assert here.recv(PATIENCE) == "hello"
+    process.join()
+    assert [type(error) for error in raised] == [KeyboardInterrupt]
+    here.close()
+
+
+FAILING = """
+import os, resource, multiprocessing, mpkit
+def child(end): end.send("from the child")
+multiprocessing.set_start_method("fork")
+here, there = mpkit.channel()
+if os.getuid() == 0:  # whom the limit does not hold
+    os.setgid(65534)
+    os.setuid(65534)
+_, most = resource.getrlimit(resource.RLIMIT_NPROC)
+resource.setrlimit(resource.RLIMIT_NPROC, (0, most))
+try:
+    multiprocessing.Process(target=child, args=(there,)).start()
+except BlockingIOError:
+    there.send("still here")
+print(here.recv(5))
+"""
+
+
+def test_an_end_stays_if_the_fork_fails(tmp_path: Path) -> None:
+    program = python(FAILING, MPKIT_RUNTIME_DIR=str(tmp_path))
+    assert program.communicate(timeout=PATIENCE)[0] == "still here\n"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from mpkit import _platform
+from mpkit import _links
 from mpkit._link import MOST_DESCRIPTORS, PACKET, Link, LinkDown, Malformed, discard
+from mpkit._platform import descriptors
 from mpkit._wait import Deadline, poll
 from tests.support import PATIENCE, until
 
@@ -24,10 +26,10 @@ Pair = tuple[Link, Link]
 @pytest.fixture(params=["packets", "stream"])
 def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     """Both ends of a link of each kind."""
-    if request.param == "packets" and not _platform.HAS_PACKETS:
+    if request.param == "packets" and not descriptors.HAS_PACKETS:
         pytest.skip("no local socket keeps packets apart here")
-    monkeypatch.setattr(_platform, "HAS_PACKETS", request.param == "packets")
-    ends = Link.pair()
+    monkeypatch.setattr(descriptors, "HAS_PACKETS", request.param == "packets")
+    ends = _links.pair()
     yield ends
     for end in ends:
         end.close()
@@ -208,11 +210,41 @@ def test_shut_sending_ends_one_direction_only(pair: Pair) -> None:
     assert received(here) == b"back"
 
 
-def test_enlarge_makes_room_for_one_more(pair: Pair) -> None:
-    here, _ = pair
-    fill(here)
-    here.enlarge()
-    assert here.send(b"goodbye", [], Deadline(0))
+def test_there_is_room_for_a_last_packet_and_none_comes_after_it(pair: Pair) -> None:
+    here, there = pair
+    sent = fill(here)
+    here.send_last(b"goodbye")
+    with pytest.raises(LinkDown):
+        here.send(b"x", [])
+    here.shut_sending()
+    assert [received(there) for _ in range(sent + 1)][-1] == b"goodbye"
+    with pytest.raises(LinkDown):
+        there.receive()
+
+
+def test_to_poll_does_not_tie_what_came_to_this_process(pair: Pair) -> None:
+    """Descriptors that were received cannot move with it."""
+    here, there = pair
+    assert not there.poll(Deadline(0))
+    here.send(b"x", [here.fd])
+    here.send(b"y", [here.fd])
+    assert there.poll(Deadline(0))
+    assert there.poll(Deadline(PATIENCE))
+    assert not there.busy
+    assert [received(there), received(there)] == [b"x", b"y"]
+    assert not there.poll(Deadline(0))
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001])
+def test_what_may_not_wait_is_sent_whole_or_not_at_all(pair: Pair, timeout: float) -> None:
+    here, there = pair
+    for size in range(1000, PACKET, 3000):  # so that there is another amount of room each time
+        sent = [b"first" * (size // 5)]
+        here.send(sent[0], [])
+        while here.send(b"x" * PACKET, [], Deadline(timeout)):
+            sent.append(b"x" * PACKET)
+        assert [there.receive(Deadline(0)) for _ in sent] == [(data, []) for data in sent]
+        assert there.receive(Deadline(0)) is None
 
 
 def test_it_is_readable_when_something_came_and_when_it_ended(pair: Pair) -> None:
@@ -238,6 +270,23 @@ def raw(link: Link) -> socket.socket:
     return link._socket
 
 
+@pytest.mark.parametrize("how_far", ["read", "in the inbox"])
+def test_closing_closes_what_came_and_was_not_taken(pair: Pair, how_far: str) -> None:
+    here, there = pair
+    reader, writer = os.pipe()
+    here.send(b"x", [writer])
+    os.close(writer)
+    if how_far == "read":
+        assert there._read(Deadline(PATIENCE))
+    else:
+        there.fill(Deadline(PATIENCE))
+    inbox = there.inbox  # as a traceback may
+    there.close()
+    assert poll([reader], 0) == [reader]  # it is the end: nobody has the other side
+    os.close(reader)
+    assert not any(fds for _, fds in inbox)
+
+
 def test_a_packet_that_is_too_large_is_malformed(pair: Pair) -> None:
     here, there = pair
     reader, writer = os.pipe()
@@ -253,7 +302,8 @@ def test_a_packet_that_is_too_large_is_malformed(pair: Pair) -> None:
     os.close(reader)
 
 
-def test_an_empty_packet_is_the_end_and_leaks_nothing(pair: Pair) -> None:
+@pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="it is taken for the end there")
+def test_an_empty_packet_is_none_of_ours_and_leaks_nothing(pair: Pair) -> None:
     here, there = pair
     if raw(here).type == socket.SOCK_STREAM:
         pytest.skip("a stream has no empty packets")
@@ -261,7 +311,7 @@ def test_an_empty_packet_is_the_end_and_leaks_nothing(pair: Pair) -> None:
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, writer.to_bytes(4, "little"))]
     raw(here).sendmsg([b""], rights)
     os.close(writer)
-    with pytest.raises(LinkDown):
+    with pytest.raises(Malformed, match="empty"):
         there.receive(Deadline(PATIENCE))
     assert os.read(reader, 1) == b""
     os.close(reader)
@@ -272,10 +322,10 @@ class TestStream:
 
     @pytest.fixture(autouse=True)
     def _stream(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_platform, "HAS_PACKETS", False)
+        monkeypatch.setattr(descriptors, "HAS_PACKETS", False)
 
     def test_half_a_packet_waits_for_its_other_half(self) -> None:
-        here, there = Link.pair()
+        here, there = _links.pair()
         raw(here).sendall(b"\0\0")
         assert there.receive(Deadline(0)) is None
         raw(here).sendall(b"\0\x05abc")
@@ -286,7 +336,7 @@ class TestStream:
         there.close()
 
     def test_half_a_packet_and_then_the_end_is_link_down(self) -> None:
-        here, there = Link.pair()
+        here, there = _links.pair()
         raw(here).sendall(b"\0\0\0\x05abc")
         here.close()
         with pytest.raises(LinkDown):
@@ -295,7 +345,7 @@ class TestStream:
 
     @pytest.mark.parametrize("length", [0, PACKET + 1, 0x7FFFFFFF, 0xFFFFFFFF])
     def test_a_length_that_lies_is_malformed_at_once(self, length: int) -> None:
-        here, there = Link.pair()
+        here, there = _links.pair()
         raw(here).sendall(length.to_bytes(4, "big") + b"abc")
         for _ in range(2):
             with pytest.raises(Malformed, match=str(length)):
@@ -304,7 +354,7 @@ class TestStream:
         there.close()
 
     def test_a_send_stopped_halfway_by_its_deadline_ends_the_link(self) -> None:
-        here, there = Link.pair()
+        here, there = _links.pair()
         raw(here).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         with pytest.raises(LinkDown):
             here.send(b"x" * PACKET, [], Deadline(0.01))
@@ -316,14 +366,16 @@ class TestStream:
 
     def test_a_send_that_may_not_wait_leaves_the_rest_for_later(self) -> None:
         """So that an event loop can go on with it, and nothing is sent twice."""
-        here, there = Link.pair()
+        here, there = _links.pair()
         raw(here).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         assert here.send(b"x" * PACKET, [], Deadline(0))
         assert not here.flush()
         assert not here.send(b"y", [], Deadline(0))  # the rest comes first
         assert there.receive(Deadline(0)) is None
+        assert here.busy  # the rest cannot move to another process
         while not here.flush():
             there.receive(Deadline(0.001))
+        assert not here.busy
         assert here.send(b"y", [], Deadline(0))
         packets = [*there.inbox, there.receive(Deadline(PATIENCE))]
         assert packets[0] == (b"x" * PACKET, [])
@@ -334,7 +386,7 @@ class TestStream:
     def test_a_send_that_is_interrupted_leaves_no_half_packet_in_the_way(
         self, moment: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        here, there = Link.pair()
+        here, there = _links.pair()
         raw(here).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
 
         def interrupt(*_: object) -> None:
@@ -343,8 +395,8 @@ class TestStream:
         receipt: list[int] = []
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             if moment == "not sent":
-                patch.setattr(here, "_sent", interrupt)
-            patch.setattr("mpkit._link._may_wait", interrupt)
+                patch.setattr(here, "_put", interrupt)
+            patch.setattr("mpkit._streamlink.may_wait", interrupt)
             here.send(b"x" * PACKET, [], receipt=receipt)
         assert bool(receipt) == (moment == "sent")
         sender = threading.Thread(target=lambda: here.send(b"y", []))
@@ -356,14 +408,15 @@ class TestStream:
         there.close()
 
     def test_a_part_of_a_packet_moves_along(self) -> None:
-        here, there = Link.pair()
-        here.send(b"whole", [])
-        raw(here).sendall(b"\0\0\0\x05abc")
+        here, there = _links.pair()
+        raw(here).sendall(b"\0\0")
+        assert not there.poll(Deadline(0))
+        raw(here).sendall(b"\0\5whole\0\0\0\x05abc")
         assert there.poll(Deadline(0))
         assert there.inbox == [(b"whole", [])]
         there.receive()
         assert not there.poll(Deadline(0))  # half a packet is nothing to receive
-        moved = Link.adopt(os.dup(there.fd))
+        moved = _links.adopt(os.dup(there.fd))
         moved.keep(*there.kept())
         there.close()
         raw(here).sendall(b"de")

@@ -116,6 +116,33 @@ class Fickle(Exception):
             raise OSError("not at home")
 
 
+class Bare(Exception):
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("no attributes")
+
+
+class Nameless(type):
+    @property
+    def __module__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError("no module")
+
+    @property
+    def __name__(cls) -> str:
+        raise RuntimeError("no name")
+
+
+class Stateless(Exception, metaclass=Nameless):
+    pass
+
+
+class Wordless(Exception):
+    """Not even what its ``__str__`` raises can be named."""
+
+    def __str__(self) -> str:
+        raise Stateless
+
+
 def test_an_exception_arrives_with_its_traceback_as_the_cause() -> None:
     error = arrived(ValueError("wrong", 7))
     assert type(error) is ValueError
@@ -153,6 +180,34 @@ def test_notes_arrive() -> None:
     assert there.__notes__ == ["while parsing line 7"]
     assert isinstance(there.__cause__, RemoteTraceback)
     assert "while parsing line 7" in there.__cause__.text
+
+
+@pytest.mark.parametrize("notes", [5, [1, "a note", None], None])
+def test_odd_notes_do_not_lose_the_exception(notes: Any) -> None:
+    error = ValueError("wrong")
+    error.__notes__ = notes
+    there = arrived(error)
+    assert repr(there) == "ValueError('wrong')"
+    assert isinstance(there.__cause__, RemoteTraceback)
+    assert "in raise_it" in there.__cause__.text
+
+
+def test_one_whose_attributes_cannot_be_had_arrives() -> None:
+    there = arrived(Bare("wrong"))
+    assert type(there) is Bare
+    assert there.args == ("wrong",)
+
+
+def test_one_whose_class_has_no_name_has_a_stand_in() -> None:
+    there = arrived(Stateless("wrong"))
+    assert isinstance(there, RemoteError)
+    assert there.type_name == "Stateless"
+    assert "no module" in there.why
+    assert "in raise_it" in there.traceback
+
+
+def test_one_whose_words_fail_beyond_words_arrives() -> None:
+    assert type(arrived(Wordless())) is Wordless
 
 
 def test_causes_arrive_and_the_traceback_is_the_last_of_them() -> None:
@@ -454,7 +509,9 @@ def test_a_result_that_cannot_travel_is_a_failure_of_the_call() -> None:
 def test_it_says_what_cannot_be_pickled_and_in_what() -> None:
     with pytest.raises(NotPicklable) as caught:
         travelled({"deep": [1, {"in": threading.Lock()}], "long": "x" * 10_000})
-    assert "(inside it: <unlocked _thread.lock object" in caught.value.why
+    assert (
+        "(inside it: ['deep'][1]['in'], which is <unlocked _thread.lock object" in caught.value.why
+    )
     assert caught.value.repr.startswith("{'deep': [1, {'in': <unlocked")
     assert len(caught.value.repr) <= 500
     assert caught.value.repr in str(caught.value)

@@ -15,6 +15,7 @@ import pytest
 from mpkit import _platform, _runtime
 from mpkit._errors import RuntimeDirectoryError
 from mpkit._limit import Semaphore, limit
+from mpkit._platform import files
 from mpkit._signal import Signal
 from tests.support import PATIENCE
 
@@ -241,7 +242,7 @@ def test_one_that_vanished_is_made_anew_and_one_that_became_a_file_is_refused(
     assert len(lines) == 8
     # What is open goes on; all that needs the path says what is wrong with it. (Where nobody
     # can find a deleted file, each who takes a first slot goes to the path.)
-    going_on = {0, 1, 3, 4} if _platform.FINDS_DELETED else {3, 4}
+    going_on = {0, 1, 3, 4} if files.FINDS_DELETED else {3, 4}
     for number, line in enumerate(lines):
         if number in going_on:
             assert line == "done"
@@ -413,30 +414,30 @@ not a mount at all
     ],
 )
 def test_the_file_system_of_a_path_is_found(number: str, path: str, kind: str) -> None:
-    assert _platform.find_mount(MOUNTS, number, path) == kind
+    assert files.find_mount(MOUNTS, number, path) == kind
 
 
 def test_no_file_system_is_found_where_none_is_told() -> None:
-    assert _platform.find_mount("", "9:9", "/") == ""
+    assert files.find_mount("", "9:9", "/") == ""
 
 
 @pytest.mark.skipif(not _platform.LINUX, reason="nothing tells of mounts")
 def test_the_file_systems_of_this_machine_are_found(tmp_path: Path) -> None:
-    assert _platform.file_system("/proc") == "proc"
-    assert _platform.file_system(str(tmp_path)) not in ("", "proc")
-    assert _platform.file_system(f"{tmp_path}/not/there") == ""
+    assert files.file_system("/proc") == "proc"
+    assert files.file_system(str(tmp_path)) not in ("", "proc")
+    assert files.file_system(f"{tmp_path}/not/there") == ""
 
 
 def test_elsewhere_no_file_system_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_platform, "LINUX", False)
-    assert _platform.file_system("/proc") == ""
+    monkeypatch.setattr(files, "LINUX", False)
+    assert files.file_system("/proc") == ""
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "9p", "fuse.sshfs", "lustre"])
 def test_a_network_file_system_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
-    monkeypatch.setattr(_platform, "file_system", lambda path: kind)
+    monkeypatch.setattr(files, "file_system", lambda path: kind)
     with pytest.raises(RuntimeDirectoryError) as caught:
         _runtime.Home("named", str(tmp_path / "home"))
     assert f"{tmp_path}/home is on a network file system ({kind})" in str(caught.value)
@@ -449,7 +450,7 @@ def test_all_others_can_be_used_and_are_asked_for_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(_platform, "file_system", lambda path: asked.append(path) or kind)
+    monkeypatch.setattr(files, "file_system", lambda path: asked.append(path) or kind)
     home = _runtime.Home("named", str(tmp_path / "home"))
     home.restore()
     shutil.rmtree(home.path)

@@ -46,6 +46,16 @@ def test_a_pool_of_cancelled_tasks_is_over_when_it_is_closed() -> None:
     assert schedule.idle
 
 
+def test_a_priority_of_its_own_for_each_task_leaves_nothing_behind() -> None:
+    schedule = Schedule(1)
+    assert act(schedule, set()) == []
+    for task in range(20):
+        schedule.submitted(task, priority=task)
+        assert act(schedule, set()) == [task]
+        schedule.finished(0, task, seconds=1.0)
+    assert not schedule._queues
+
+
 def test_a_packet_that_could_not_be_sent_is_not_tried_again_at_once() -> None:
     schedule = Schedule(1)
     assert act(schedule, set()) == []

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mpkit import _platform, _segment
+from mpkit import _segment
+from mpkit._platform import memory
 from mpkit._segment import MAPPED, MOST_BYTES, MOST_KEPT, clear, read, write
+from tests.support import few_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.skipif(not _platform.HAS_MEMFD, reason="segments are used once there")
+pytestmark = pytest.mark.skipif(not memory.HAS_MEMFD, reason="segments are used once there")
 
 LARGE = MAPPED + 1000
 
@@ -223,14 +225,25 @@ def test_clear_gives_all_back_but_what_is_lent_lives_on() -> None:
 
 class TestWithoutMeans:
     def test_no_descriptor_is_said_in_words(self) -> None:
-        with _few_descriptors(0), pytest.raises(OSError, match="ulimit -n") as caught:
+        with few_descriptors(0), pytest.raises(OSError, match="ulimit -n") as caught:
             write([filled(LARGE)])
         assert caught.value.errno == errno.EMFILE
         fd, _ = sent(LARGE)
         os.close(fd)
 
+    def test_a_limit_for_files_is_said_in_words(self) -> None:
+        """To the kernel the memory is a file."""
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE - 1, limits[1]))
+        try:
+            with pytest.raises(OSError, match="ulimit -f") as caught:
+                write([filled(LARGE)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert caught.value.errno == errno.EFBIG
+
     def test_one_descriptor_is_enough(self) -> None:
-        with _few_descriptors(1):
+        with few_descriptors(1):
             loan, used = write([filled(LARGE, b"1")])
             (part,) = read(loan.fd, used)
         loan.close()
@@ -238,7 +251,7 @@ class TestWithoutMeans:
 
     def test_kept_segments_are_given_back_first(self) -> None:
         held = [sent(LARGE)[0] for _ in range(2)]
-        with _few_descriptors(0):
+        with few_descriptors(0):
             loan, _ = write([filled(LARGE)])
         loan.close()
         for fd in held:
@@ -275,30 +288,9 @@ class TestWithoutMeans:
         def fail(*_: object, **__: object) -> None:
             raise OSError(errno.ENOMEM, "no maps")
 
-        monkeypatch.setattr("mpkit._platform.mmap.mmap", fail)
+        monkeypatch.setattr("mpkit._platform.memory.mmap.mmap", fail)
         first = used_inode(LARGE)
         fd, used = sent(LARGE, b"w")
         assert inode(fd) == first
         assert read(fd, used) == [filled(LARGE, b"w")]
         os.close(fd)
-
-
-@contextlib.contextmanager
-def _few_descriptors(count: int) -> Iterator[None]:
-    """Leave this process so many free descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken: list[int] = []
-    # Below the highest that is in use there may be free ones.
-    top = max(map(int, os.listdir("/proc/self/fd"))) + 1
-    resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.open("/dev/null", os.O_RDONLY))
-        for _ in range(count):
-            os.close(taken.pop())
-        yield
-    finally:
-        for fd in taken:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -7,14 +7,14 @@ import math
 import os
 import resource
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit import ChannelClosed, EndOfChannel, Signal, _wait, channel, start, wait
+from mpkit import ChannelClosed, ChannelMoved, EndOfChannel, Signal, _wait, channel, start, wait
 from mpkit._wait import Deadline
-from tests.support import PATIENCE, until
+from tests.support import PATIENCE, few_descriptors, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,6 +39,17 @@ def test_no_timeout_is_for_ever() -> None:
     assert Deadline(None).left() is None
     assert Deadline(math.inf).left() is None
     assert not Deadline(None).passed()
+
+
+def test_more_seconds_than_can_be_counted_are_for_ever() -> None:
+    for timeout in (10**400, 1e300):
+        assert Deadline(timeout).left() is None
+        assert not Deadline(timeout).passed()
+
+
+def test_nan_is_not_said_to_be_negative() -> None:
+    with pytest.raises(ValueError, match="nan is no number"):
+        Deadline(math.nan)
 
 
 def test_zero_has_passed_at_once() -> None:
@@ -208,6 +219,27 @@ def test_a_closed_end_cannot_be_waited_for() -> None:
     there.close()
 
 
+def test_an_end_that_moves_while_it_is_waited_for_is_told_at_the_next_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the timeout at the latest: to wait keeps no end from moving."""
+    here, there = channel()
+    carrier, receiver = channel()
+
+    def meanwhile(fds: Iterable[int], timeout: float | None = None) -> list[int]:
+        carrier.send(here)
+        return []
+
+    with monkeypatch.context() as patch, pytest.raises(ChannelMoved):
+        patch.setattr(_wait, "poll", meanwhile)
+        wait(here, timeout=0.001)
+    with receiver.recv(PATIENCE) as arrived:
+        there.send("for the new owner")
+        assert arrived.recv(PATIENCE) == "for the new owner"
+    for end in (there, carrier, receiver):
+        end.close()
+
+
 def test_a_future_that_is_done_after_a_wait_gave_up_harms_nobody() -> None:
     """Its bell was closed with the wait, and is not rung."""
     future = Future[int]()
@@ -218,6 +250,41 @@ def test_a_future_that_is_done_after_a_wait_gave_up_harms_nobody() -> None:
     assert os.read(reader, 1) == b""
     os.close(reader)
     assert wait(future) == [future]
+
+
+def test_waiting_again_and_again_leaves_nothing_at_a_future() -> None:
+    here, there = channel()
+    future = Future[int]()
+    before = os.listdir("/dev/fd")
+    for _ in range(20):
+        assert wait(here, future, timeout=0.0001) == []
+    assert os.listdir("/dev/fd") == before
+    assert len(future._done_callbacks) == 1  # type: ignore[attr-defined]
+    later = threading.Timer(0.01, future.set_result, (1,))
+    later.start()
+    assert wait(here, future, future, timeout=PATIENCE) == [future, future]
+    later.join()
+    here.close()
+    there.close()
+
+
+def test_any_number_of_futures_takes_one_pipe() -> None:
+    futures = [Future[int]() for _ in range(100)]
+    with few_descriptors(2):
+        assert wait(*futures, timeout=0.0001) == []
+        later = threading.Timer(0.01, futures[70].set_result, (1,))
+        later.start()
+        assert wait(*futures, timeout=PATIENCE) == [futures[70]]
+        later.join()
+
+
+def test_a_future_that_many_threads_wait_for_wakes_them_all() -> None:
+    for _ in range(50):
+        future = Future[int]()
+        with ThreadPoolExecutor(4) as threads:
+            waits = [threads.submit(wait, future, timeout=PATIENCE) for _ in range(4)]
+            future.set_result(1)
+        assert [done.result() for done in waits] == [[future]] * 4
 
 
 def test_futures_of_many_threads_ring_once_each() -> None:

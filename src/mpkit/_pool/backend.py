@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mpkit._errors import PoolClosed
 from mpkit._pool.results import Feeds
 from mpkit._pool.stats import Recorder
+from mpkit._pool.task import Control
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from mpkit._process import Call
 
 
-class Backend(Protocol):
+class Backend(Control, Protocol):
     """Runs calls and settles their tasks. Its methods may be called by any thread."""
 
     #: How many calls run at a time at most: what chunks are sized by.
@@ -63,7 +64,26 @@ class Backend(Protocol):
         ...
 
 
-class Inline:
+class NoControl(Control):
+    """For tasks that nobody can have back or kill once they were handed over."""
+
+    def recall(self, task: Task[Any]) -> bool:
+        return False
+
+    def cancelled(self, task: Task[Any]) -> None:
+        """Nobody has to know."""
+
+    def kill(self, task: Task[Any]) -> bool:
+        return False
+
+    def check_waiter(self, task: Task[Any]) -> None:
+        """It may wait: somebody else's thread will settle it, or has."""
+
+    def is_own_thread(self) -> bool:
+        return False
+
+
+class Inline(NoControl):
     """Runs each call in the thread that submits it, for debugging and for tests."""
 
     workers = 1
@@ -91,9 +111,8 @@ class Inline:
             self.check_open()
         self.recorder.submitted += 1
         task.set_running_or_notify_cancel()
-        attempts = 1 + task.options.retries
         while not task.done():
-            attempts -= 1
+            task.attempts += 1
             began = time.monotonic()
             error: Exception | None = None
             value: Any = None
@@ -101,19 +120,16 @@ class Inline:
                 value = call.fn(*call.args, **call.kwargs)
             except Exception as raised:  # noqa: BLE001  to be raised by the task
                 error = raised
-            self.recorder.task_ended(
-                os.getpid(), task.name, began, time.monotonic(), error is not None
-            )
+            self.recorder.task_ended(os.getpid(), task, began, time.monotonic(), error is not None)
             if error is None:
                 task.set_result(value)
-            elif not (attempts and isinstance(error, task.options.retry_on)):
+            elif not _tries_again(task, error):
                 task.set_exception(error)
+            else:
+                time.sleep(task.options.pause_before(task.attempts))
 
     def cancel_waiting(self) -> None:
         """None ever waits."""
-
-    def is_own_thread(self) -> bool:
-        return False
 
     def close(self) -> None:
         self._closed = True
@@ -127,7 +143,7 @@ class Inline:
         return True
 
 
-class OnExecutor:
+class OnExecutor(NoControl):
     """Runs calls on an executor of somebody else's, which is not shut down with the pool."""
 
     def __init__(self, executor: Executor) -> None:
@@ -144,6 +160,7 @@ class OnExecutor:
         for name, asked in (
             ("timeout", options.timeout is not None),
             ("priority", options.priority != 0),
+            ("backoff", options.backoff != 0),
         ):
             if asked:
                 raise ValueError(f"a pool on a {kind} cannot honour {name}=: the executor has none")
@@ -157,9 +174,10 @@ class OnExecutor:
             self.check_open()
         with self._none_pending:
             self._pending.add(task)
-        self._try(task, call, 1 + task.options.retries)
+        self._try(task, call)
 
-    def _try(self, task: Task[Any], call: Call, attempts: int) -> None:
+    def _try(self, task: Task[Any], call: Call) -> None:
+        task.attempts += 1
         try:
             inner = self._executor.submit(call.fn, *call.args, **call.kwargs)
         except BaseException:
@@ -173,9 +191,9 @@ class OnExecutor:
             elif (error := inner.exception()) is None:
                 if task.running() or task.set_running_or_notify_cancel():
                     task.set_result(inner.result())
-            elif attempts > 1 and isinstance(error, task.options.retry_on):
+            elif _tries_again(task, error):
                 try:
-                    self._try(task, call, attempts - 1)
+                    self._try(task, call)
                 except Exception:  # noqa: BLE001  it was shut down: then this is how it ended
                     task.set_exception(error)
                 return
@@ -194,9 +212,6 @@ class OnExecutor:
     def cancel_waiting(self) -> None:
         for task in list(self._pending):
             task.cancel()
-
-    def is_own_thread(self) -> bool:
-        return False
 
     def close(self) -> None:
         self._closed = True
@@ -217,3 +232,12 @@ class OnExecutor:
             return self._none_pending.wait_for(
                 lambda: not self._pending and not self.feeds, timeout
             )
+
+
+def _tries_again(task: Task[Any], error: BaseException) -> bool:
+    """Tell whether a task that raised this is to be tried again; its last error tells of all."""
+    if task.attempts <= task.options.retries and isinstance(error, task.options.retry_on):
+        task.failed_once(error)
+        return True
+    task.note_attempts(error)
+    return False

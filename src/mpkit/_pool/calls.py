@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sized
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from mpkit import _outcome
 from mpkit._pool import chunks
@@ -49,11 +49,15 @@ class Calls:
         """Return a view of this pool whose calls have other options.
 
         Args:
-            timeout: seconds that a task may run, from its start. Then its worker is
-                killed, the task fails with `TaskTimeout`, and all others go on.
+            timeout: seconds that a task may run, from its start. Then its worker is asked
+                to end (SIGTERM), and killed if it has not in two seconds; the task fails
+                with `TaskTimeout`, and all others go on.
             retries: how many times a task is run again after its worker died, its
                 timeout, or one of ``retry_on``.
             retry_on: exception classes after which a task is run again.
+            backoff: seconds from a failure to the next attempt. Each pause may be twice as
+                long as the one before, up to a minute, and is shortened by a random half
+                at most. 0 does not wait.
             priority: among waiting tasks, those of a higher one start first.
             name: what errors and pictures call the tasks.
 
@@ -98,7 +102,7 @@ class Calls:
         self, func: Callable[..., Any], args: Sequence[Any] = (), kwds: Mapping[str, Any] = {}
     ) -> Any:
         """Have a worker call ``func(*args, **kwds)``; block until it has, and return its result."""
-        return self._submit(func, args, kwds).result()
+        return _result(self._submit(func, args, kwds))
 
     @overload
     def apply_async(
@@ -185,7 +189,7 @@ class Calls:
                 items behind it in its chunk were not tried.
 
         """
-        return self.map_async(func, iterable, chunksize, progress=progress).result()
+        return _result(self.map_async(func, iterable, chunksize, progress=progress))
 
     def map_async(
         self,
@@ -209,7 +213,7 @@ class Calls:
         progress: Progress = None,
     ) -> list[R]:
         """As `map`, for items that are tuples of arguments: ``func(*item)``."""
-        return self.starmap_async(func, iterable, chunksize, progress=progress).result()
+        return _result(self.starmap_async(func, iterable, chunksize, progress=progress))
 
     def starmap_async(
         self,
@@ -264,7 +268,7 @@ class Calls:
         fed: bool = False,
     ) -> Task[R]:
         call = Call(_function(fn), tuple(args), dict(kwargs))
-        task: Task[R] = Task(name or call.what, self._options, self)
+        task: Task[R] = Task(name or call.what, self._options, self, self._backend)
         if callback is not None or error_callback is not None:
             _check_callbacks(callback, error_callback)
             task.call_back(callback, error_callback)
@@ -289,10 +293,13 @@ class Calls:
         items = list(iterable)
         size = chunksize or chunks.default_size(len(items), self._backend.workers)
         name = _outcome.describe(fn)
-        whole: Task[list[R]] = Task(f"map of {name}", self._options)
-        whole.call_back(callback, error_callback)
         pieces = list(chunks.split(items, size))
-        gather = _Gather(whole, len(pieces), progress_.meter(progress, len(items)))
+        meter = progress_.meter(progress, len(items))
+        whole: Task[list[R]]
+        gather: _Gather[R] = _Gather(self._backend, len(pieces), meter)
+        whole = gather.whole = Task(f"map of {name}", self._options, control=gather)
+        whole.call_back(callback, error_callback)
+        gather.begin()
         for index, piece in enumerate(pieces):
             part = self._submit(chunks.run_all, (fn, piece, star), {}, name=name)
             gather.add(index, part)
@@ -335,20 +342,53 @@ def _check_callbacks(*callbacks: Any) -> None:
             raise TypeError(f"a callback is a function, not {callback!r}")
 
 
-class _Gather:
+def _result(task: Task[R]) -> R:
+    """Return the result of a task that nobody else knows of."""
+    try:
+        return task.result()
+    finally:
+        if not task.done():  # Ctrl-C, say: nobody will ever ask for it again
+            task.cancel()
+
+
+class _Gather(Generic[R]):
     """Makes one list of the results of a map's tasks, in their order."""
 
-    def __init__(self, whole: Task[Any], parts: int, meter: Meter) -> None:
-        self._whole = whole
-        self._parts: list[Task[list[Any]] | None] = [None] * parts
+    whole: Task[list[R]]
+
+    def __init__(self, backend: Backend, parts: int, meter: Meter) -> None:
+        self._backend = backend
+        self._parts: list[Task[list[R]] | None] = [None] * parts
         self._left = parts
         self._lock = threading.Lock()
         self._meter = meter
-        whole.set_running_or_notify_cancel()
-        if not parts:
+
+    def begin(self) -> None:
+        """The callbacks of the whole are known."""
+        self.whole.set_running_or_notify_cancel()
+        if not self._parts:
             self._finish()
 
-    def add(self, index: int, part: Task[list[Any]]) -> None:
+    def recall(self, task: Task[Any]) -> bool:
+        """Cancel the parts that have not begun. The whole ends with the others, and not before."""
+        for part in self._parts:
+            if part is not None:
+                part.cancel()
+        return False
+
+    def cancelled(self, task: Task[Any]) -> None:
+        """The whole never is: it runs from the start."""
+
+    def kill(self, task: Task[Any]) -> bool:
+        """End all parts."""
+        killed = [part.kill() for part in self._parts if part is not None]  # all, in any case
+        return any(killed)
+
+    def check_waiter(self, task: Task[Any]) -> None:
+        """Whoever cannot wait for the parts cannot wait for the whole."""
+        self._backend.check_waiter(task)
+
+    def add(self, index: int, part: Task[list[R]]) -> None:
         self._parts[index] = part
         part.add_done_callback(self._ended)
 
@@ -364,12 +404,12 @@ class _Gather:
 
     def _finish(self) -> None:
         self._meter.close()
-        values: list[Any] = []
+        values: list[R] = []
         for part in self._parts:
             assert part is not None
             try:
                 values += part.result()
             except BaseException as error:  # noqa: BLE001  CancelledError is one
-                self._whole.set_exception(error)
+                self.whole.set_exception(error)
                 return
-        self._whole.set_result(values)
+        self.whole.set_result(values)

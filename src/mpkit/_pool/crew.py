@@ -1,8 +1,9 @@
-"""A worker as the engine sees it: its process, and our ends of its two links.
+"""A worker as the supervisor sees it: its process, and our ends of its two links.
 
 Down the *inbox* go packets of tasks. We keep a copy of its reading end: a packet is
 either still in it, and can be taken back at once, or the worker has it. Up the *outbox*
-come reports. Both belong to one worker alone, so a dead one blocks nobody.
+come reports that are large; where they belong among the others its journal says. All belong
+to one worker alone, so a dead one blocks nobody.
 """
 
 from __future__ import annotations
@@ -10,22 +11,27 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import struct
 import termios
+import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mpkit import _fork, _platform, _wait
+from mpkit import _fork, _links, _wait
 from mpkit._child import Child
-from mpkit._link import Link, LinkDown, discard
+from mpkit._frames import framed
+from mpkit._link import Link, LinkDown, Malformed, discard
+from mpkit._platform import descriptors, processes, stdlib
 from mpkit._pool import wire, worker
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from multiprocessing.context import BaseContext
 
-    from mpkit._pool.wire import Done, InitFailed, Load, Ready
+    from mpkit._pool.journal import Journals
+    from mpkit._pool.wire import Load, Report
     from mpkit._process import Call
 
 #: How many reports of one worker to read before looking at the others (arbitrary).
@@ -35,22 +41,44 @@ _NOW = Deadline(0)
 
 
 class Worker:
-    """Starts a process, and speaks with it. Used by the supervisor thread only."""
+    """Starts a process, and speaks with it. For the supervisor thread, but `hand` and `recall`."""
 
-    def __init__(self, context: BaseContext, init: Call | None, *, report_memory: bool) -> None:
-        self._inbox, reader = Link.pair()
-        self.outbox, writer = Link.pair()
+    def __init__(
+        self, context: BaseContext, journals: Journals, init: Call | None, *, report_memory: bool
+    ) -> None:
+        self._journals = journals
+        self._inbox, reader = _links.pair()
+        self.outbox, writer = _links.pair()
         with _fork.guard:  # no child is born with a copy that nobody knows of
-            self._unread = Link.adopt(os.dup(reader.fd))
+            self._unread = _links.adopt(os.dup(reader.fd))
         # Sizes of packets and their tasks, for a system whose sockets know no packets.
         self._sent: deque[tuple[int, list[int]]] = deque()
+        # How much of what lies in the inbox there was taken back already, and lies there still.
+        self._void = 0
         #: What it was sent with descriptors, and has not reported.
         self.bulky: set[int] = set()
+        # What was in its inbox and was taken out, until the supervisor learns of it; without
+        # doubles, as an interruption may have it taken out again. Any thread, hence the lock.
+        self._came_back: dict[int, None] = {}
+        self._kills_to_be_sure = context.get_start_method() != "forkserver"
+        self._recalling = threading.RLock()  # a signal handler may cancel, too
         self.retiring = False
         self.hung_up = False
+        #: Whether it has sent what is no report: then nothing that it says is believed.
+        self.babbles = False
+        #: What was received and is to be read where the journal says so.
+        self._received: deque[tuple[Report, list[int]]] = deque()
+        self._slot = journals.open()
+        journal = None if self._slot is None else journals.journal(self._slot)
         try:
-            self.child = Child(worker.main, (reader, writer, init, report_memory), context)
+            # Ctrl-C must not end a worker that does not ignore it yet.
+            with stdlib.interrupts_held(context.get_start_method()):
+                args = reader, writer, journal, init, report_memory
+                self.child = Child(worker.main, args, context)
         except BaseException:
+            if hasattr(self, "child"):  # a Ctrl-C was held until now
+                self.child.signal(signal.SIGKILL)
+                self.child.join(None)
             self.close()
             raise
         finally:
@@ -65,7 +93,7 @@ class Worker:
     @property
     def ended(self) -> str:
         """How its process ended, in words."""
-        return _platform.exit_reason(self.child.exitcode)
+        return processes.exit_reason(self.child.exitcode)
 
     def send(self, loads: list[Load], fds: list[int]) -> bool:
         """Send a packet of tasks; False if its inbox is full, or it is gone.
@@ -79,49 +107,136 @@ class Worker:
             return False
         if sent and fds:
             self.bulky.update(load.task for load in loads)
-        if sent and not _platform.HAS_PACKETS:
-            self._sent.append((len(packet), [load.task for load in loads]))
+        if sent and not descriptors.HAS_PACKETS:
+            self._sent.append((len(framed(packet)), [load.task for load in loads]))
         return sent
 
-    def retire(self) -> None:
-        """Have it leave after what it was sent."""
+    def hand(self, task: int, call: bytes, receipt: list[int]) -> None:
+        """Send it one small task, in any thread; the ``receipt`` is as for `Link.send`."""
+        with contextlib.suppress(LinkDown):
+            self._inbox.send(wire.encode_run([wire.Load(task, call)]), (), _NOW, receipt)
+
+    def retire(self, *, idle: bool = False) -> None:
+        """Have it leave after what it was sent, which is nothing if it is ``idle``."""
         self.retiring = True
         # The end of the link comes after all packets, whether its inbox is full or not,
         # and cannot be taken back with them.
         self._inbox.shut_sending()
+        if idle and processes.is_stopped(self.pid):  # then it would never leave
+            self.child.signal(signal.SIGKILL)
 
-    def reports(self) -> Iterator[tuple[Ready | InitFailed | Done, list[int]]]:
+    def ask_to_end(self) -> None:
+        """Send it SIGTERM, which it may handle; or SIGKILL if it is stopped, and cannot."""
+        stopped = processes.is_stopped(self.pid)
+        self.child.signal(signal.SIGKILL if stopped else signal.SIGTERM)
+
+    def reap(self) -> None:
+        """Wait for its process, of which the sentinel says that it has ended.
+
+        Without pidfds that is a pipe, and what has closed all descriptors may go on for ever.
+        (What a fork server has forked it has waited for, and the pid may be another's by now.)
+        """
+        if self._kills_to_be_sure and self.child.sentinel == self.child.process.sentinel:
+            self.child.signal(signal.SIGKILL)
+        self.child.join(None)
+
+    def reports(self) -> Iterator[tuple[Report, list[int]]]:
         """Yield what it reported, and the descriptors that came with it. Never blocks.
 
-        Once it has closed its end, ``hung_up`` is true, and there is nothing more.
+        Once it has closed its end, or ``babbles``, ``hung_up`` is true.
         """
         for _ in range(REPORTS_AT_A_TIME):
+            if not self._receive():
+                break
+        if self._slot is not None:
+            for record in self._journals.read(self._slot):
+                # Nobody else writes there, so this is to be believed of one that babbles, too.
+                if record:
+                    yield wire.decode_for_parent(record), []
+                elif self.babbles:
+                    break
+                elif self._received or self._receive():
+                    yield self._received.popleft()
+        # What it was killed or cut off before it could note is the last that it has said.
+        while self._received and (self._slot is None or self.hung_up):
+            yield self._received.popleft()
+
+    def disbelieve(self) -> None:
+        """It has sent what is no report, or none that makes sense: take nothing more from it."""
+        self.hung_up = self.babbles = True
+        self._forget_received()
+
+    def _forget_received(self) -> None:
+        for _, fds in self._received:
+            discard(fds)
+        self._received.clear()
+
+    def _receive(self) -> bool:
+        """Receive a report, if there is one."""
+        while not self.hung_up:
             try:
                 packet = self.outbox.receive(_NOW)
+                if packet is None:
+                    break
+                data, fds = packet
+                if data != wire.WAKE:
+                    self._received.append((wire.decode_for_parent(data), fds))
+                    return True
             except LinkDown:
                 self.hung_up = True
-                return
-            if packet is None:
-                return
-            data, fds = packet
-            yield wire.decode_for_parent(data), fds
+            except Malformed:
+                self.disbelieve()
+        return False
+
+    def has_written(self) -> bool:
+        """Tell whether there is something new in its journal."""
+        return self._slot is not None and self._journals.unread(self._slot)
 
     def has_reports(self) -> bool:
         """Tell whether `reports` would yield something, or find the end."""
-        return not self.hung_up and bool(_wait.poll([self.outbox.fd], 0))
+        if self.hung_up:
+            return self.has_written() or bool(self._received)
+        return self.has_written() or bool(_wait.poll([self.outbox.fd], 0))
+
+    def recall(
+        self, task: int, tell: Callable[[], None], waits_again: Callable[[int], None]
+    ) -> bool:
+        """Empty its inbox, in any thread, and tell whether ``task`` was in it.
+
+        ``tell`` has the supervisor `take_back` what was. ``waits_again`` is called for each
+        of those tasks; the supervisor cannot send one again before it was, as it needs the lock.
+        """
+        if not descriptors.HAS_PACKETS:
+            return False
+        with self._recalling:
+            # First, and not last: an interruption may come in between, and then nobody would.
+            tell()
+            self._empty()
+            for other in self._came_back:
+                waits_again(other)
+            return task in self._came_back
 
     def take_back(self) -> list[int]:
         """Return the tasks that it has not taken from its inbox; it will never get them."""
-        if not _platform.HAS_PACKETS:
+        if not descriptors.HAS_PACKETS:
             return self._left_in_stream()
-        tasks: list[int] = []
-        with contextlib.suppress(LinkDown):
-            while (packet := self._unread.receive(_NOW)) is not None:
-                data, fds = packet
-                discard(fds)
-                tasks += [load.task for load in wire.decode_for_worker(data).loads]
+        with self._recalling:
+            self._empty()
+            tasks = list(self._came_back)
+            self._came_back.clear()
         self.bulky.difference_update(tasks)
         return tasks
+
+    def _empty(self) -> None:
+        """Take everything out of its inbox. Holds the lock."""
+        # IndexError: a signal handler came in between, and did all of it.
+        with contextlib.suppress(LinkDown, IndexError):
+            while self._unread.fill(_NOW):
+                data, fds = self._unread.inbox[0]
+                loads = wire.decode_for_worker(data).loads
+                self._came_back.update(dict.fromkeys(load.task for load in loads))
+                del self._unread.inbox[0]
+                discard(fds)
 
     def _left_in_stream(self) -> list[int]:
         """As `take_back`, where only a dead worker's packets can be told from each other.
@@ -129,13 +244,15 @@ class Worker:
         From a stream two readers would get half a packet each. But what is unread when
         one of them is dead is the end of what was sent.
         """
-        if self.child.exitcode is None:
+        if not self.child.ended:
             return []
-        unread = _bytes_in(self._unread)
+        # The last packet may be out in part, and the rest of it still here.
+        unread = _bytes_in(self._unread) + _bytes_to_come(self._inbox) - self._void
         left: deque[int] = deque()
         while self._sent and unread > 0:
             size, tasks = self._sent.pop()
             left.extendleft(reversed(tasks))
+            self._void += min(size, unread)  # it may have read a part of the first
             unread -= size
         return list(left)
 
@@ -149,12 +266,23 @@ class Worker:
                 self._sent.popleft()
 
     def close(self) -> None:
-        """Close our ends."""
-        for link in (self._inbox, self._unread, self.outbox):
-            link.close()
+        """Close our ends, when its process has ended."""
+        if self._slot is not None:
+            self._journals.give_back(self._slot)
+            self._slot = None
+        self._forget_received()
+        with self._recalling:
+            for link in (self._inbox, self._unread, self.outbox):
+                link.close()
 
 
 def _bytes_in(link: Link) -> int:
     answer = fcntl.ioctl(link.fd, termios.FIONREAD, struct.pack("i", 0))
     count: int = struct.unpack("i", answer)[0]
     return count
+
+
+def _bytes_to_come(link: Any) -> int:
+    """Return how many bytes a link over a stream has yet to send of a packet that was begun."""
+    packet, sent = link._leaving
+    return len(packet) - sum(sent) if sent else 0

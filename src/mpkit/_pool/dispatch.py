@@ -41,16 +41,18 @@ class Dispatch:
             if not self._ledger.begin(task):
                 self._schedule.withdrawn(number, left.popleft())
                 continue
-            parcel = self._ledger[task].parcel
-            if parcel.bulky and len(self._crew[number].bulky) >= MOST_BULKY:
-                break
-            try:
-                data, fds = parcel.seal()
-            except OSError as error:
-                self._flush(number, loads, [])
-                loads = []
-                self._cannot_send(number, left.popleft(), error)
-                break
+            entry = self._ledger[task]
+            data, fds, parcel = entry.head, list[int](), entry.parcel
+            if parcel is not None:
+                if parcel.bulky and len(self._crew[number].bulky) >= MOST_BULKY:
+                    break
+                try:
+                    data, fds = parcel.seal(data)
+                except OSError as error:
+                    self._flush(number, loads, [])
+                    loads = []
+                    self._cannot_send(number, left.popleft(), error)
+                    break
             left.popleft()
             if fds or len(data) + wire.PER_LOAD > room:
                 self._flush(number, loads, [])

@@ -16,17 +16,20 @@ if TYPE_CHECKING:
     from mpkit._pool.task import Task
 
 
-#: Seconds; after that one looks again. (epoll can count to 24 days.)
-LONGEST_WAIT = 86_400.0
+#: Deadlines of tasks that have ended that are kept, besides as many as there are tasks: so
+#: that it is seldom worth while to look for them. (Arbitrary.)
+MOST_PASSED_OVER = 1000
 
 
 class Entry:
     """A task, its packed call, and how it has fared."""
 
-    __slots__ = ("deadline", "parcel", "pid", "retries", "task", "timed_out", "worker")
+    __slots__ = ("deadline", "doom", "head", "killed", "parcel", "pid", "retries", "task", "worker")
 
-    def __init__(self, task: Task[Any], parcel: Parcel) -> None:
+    def __init__(self, task: Task[Any], head: bytes, parcel: Parcel | None) -> None:
         self.task = task
+        #: The call, as `packing.pack` has made it.
+        self.head = head
         self.parcel = parcel
         #: How many more times it may be run again.
         self.retries = task.options.retries
@@ -34,7 +37,10 @@ class Entry:
         self.worker: int | None = None
         self.pid: int | None = None
         self.deadline: float | None = None
-        self.timed_out = False
+        #: Why we have ended its worker, if we have: what the task raises then.
+        self.doom: BaseException | None = None
+        #: Whether it is to end: by `Task.kill`.
+        self.killed = False
 
 
 class Ledger:
@@ -45,19 +51,26 @@ class Ledger:
         # (when, number) of tasks that were sent and have a timeout; a heap. Entries of
         # tasks that have ended meanwhile are passed over.
         self._deadlines: list[tuple[float, int]] = []
+        # Likewise, of tasks that are to be run again, and when.
+        self._pauses: list[tuple[float, int]] = []
 
     def __getitem__(self, number: int) -> Entry:
         return self._entries[number]
 
-    def add(self, task: Task[Any], parcel: Parcel) -> Entry:
+    def get(self, number: int) -> Entry | None:
+        """Return the entry of a task, if it is not settled. Any thread may ask."""
+        return self._entries.get(number)
+
+    def add(self, task: Task[Any], head: bytes, parcel: Parcel | None) -> None:
         """A task was submitted."""
-        entry = self._entries[task.number] = Entry(task, parcel)
-        return entry
+        self._entries[task.number] = Entry(task, head, parcel)
 
     def begin(self, number: int) -> bool:
         """A task is about to be sent; False if it was cancelled, and is forgotten now."""
-        task = self._entries[number].task
-        if task.running() or task.set_running_or_notify_cancel():
+        entry = self._entries[number]
+        if entry.killed:
+            entry.task.cancel()
+        if entry.task.set_running_or_notify_cancel():
             return True
         self._forget(number)
         return False
@@ -66,16 +79,34 @@ class Ledger:
         """A task was sent to a worker: its time runs."""
         entry = self._entries[number]
         entry.worker, entry.pid = worker, pid
+        entry.task.attempts += 1
         timeout = entry.task.options.timeout
         if timeout is not None:
             entry.deadline = time.monotonic() + timeout
             heapq.heappush(self._deadlines, (entry.deadline, number))
+            if len(self._deadlines) > 2 * len(self._entries) + MOST_PASSED_OVER:
+                self._forget_deadlines()
+
+    def _forget_deadlines(self) -> None:
+        """Forget those of tasks that have ended: with long timeouts they would pile up."""
+        entries = self._entries
+        self._deadlines = [
+            (when, number)
+            for when, number in self._deadlines
+            if number in entries and entries[number].deadline == when
+        ]
+        heapq.heapify(self._deadlines)
 
     def came_back(self, number: int) -> None:
         """A task was not taken by the worker that it was sent to: its time has not begun."""
         entry = self._entries[number]
-        entry.worker = entry.pid = entry.deadline = None
-        entry.timed_out = False
+        if entry.worker is not None:
+            entry.task.attempts -= 1
+        self._waits_again(entry)
+
+    def _waits_again(self, entry: Entry) -> None:
+        entry.worker = entry.pid = entry.deadline = entry.doom = None
+        entry.task.wait_again()
 
     @property
     def in_flight(self) -> bool:
@@ -83,28 +114,42 @@ class Ledger:
         return any(entry.worker is not None for entry in self._entries.values())
 
     def next_deadline(self) -> float | None:
-        """Return the seconds until `expired` may have something, or None."""
-        if not self._deadlines:
-            return None
-        # No longer than a selector can wait.
-        return min(max(0.0, self._deadlines[0][0] - time.monotonic()), LONGEST_WAIT)
+        """Return when `expired` or `rested` may have something, or None."""
+        if not self._deadlines and not self._pauses:
+            return None  # which costs nothing, as mostly there are none
+        return min(heap[0][0] for heap in (self._deadlines, self._pauses) if heap)
 
     def expired(self) -> Iterator[Entry]:
         """Yield the tasks that have run for too long, each once."""
-        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
-            deadline, number = heapq.heappop(self._deadlines)
+        for deadline, number in _due(self._deadlines):
             entry = self._entries.get(number)
             if entry is not None and entry.deadline == deadline:
-                entry.timed_out = True
                 yield entry
+
+    def rest(self, number: int, seconds: float) -> None:
+        """A task is to be run again, after so many seconds."""
+        heapq.heappush(self._pauses, (time.monotonic() + seconds, number))
+
+    def rested(self) -> Iterator[int]:
+        """Yield the tasks whose `rest` is over, each once."""
+        for _, number in _due(self._pauses):
+            yield number
+
+    def wake(self, number: int) -> None:
+        """Let the rest of a task end now, if it rests."""
+        if any(resting == number for _, resting in self._pauses):
+            self._pauses = [(0.0 if n == number else when, n) for when, n in self._pauses]
+            heapq.heapify(self._pauses)
 
     def runs_again(self, number: int, error: BaseException, *, crashed: bool) -> bool:
         """Tell whether a task that failed is to be run again; this is counted."""
         entry = self._entries[number]
-        if not entry.retries or not (crashed or isinstance(error, entry.task.options.retry_on)):
+        wanted = crashed or isinstance(error, entry.task.options.retry_on)
+        if not wanted or not entry.retries or entry.killed:
             return False
         entry.retries -= 1
-        self.came_back(number)
+        entry.task.failed_once(error)
+        self._waits_again(entry)
         return True
 
     def settle(self, number: int, value: Any, error: BaseException | None) -> None:
@@ -112,6 +157,8 @@ class Ledger:
         task = self._forget(number).task
         if not task.running() and not task.set_running_or_notify_cancel():
             return
+        if error is not None:
+            task.note_attempts(error)
         # Callbacks run in here, and an exit that one asks for is not the supervisor's.
         try:
             if error is None:
@@ -123,6 +170,7 @@ class Ledger:
 
     def settle_all(self, reason: str) -> None:
         """Cancel what waits, and fail what was sent."""
+        self._pauses.clear()
         for number, entry in list(self._entries.items()):
             entry.task.cancel()
             self.settle(number, None, WorkerDied(entry.task.name, entry.pid, None, reason))
@@ -134,5 +182,12 @@ class Ledger:
 
     def _forget(self, number: int) -> Entry:
         entry = self._entries.pop(number)
-        entry.parcel.close()
+        if entry.parcel is not None:
+            entry.parcel.close()
         return entry
+
+
+def _due(heap: list[tuple[float, int]]) -> Iterator[tuple[float, int]]:
+    """Take from a heap of times what they have come for."""
+    while heap and heap[0][0] <= time.monotonic():
+        yield heapq.heappop(heap)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
+import random
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from mpkit import _wait
@@ -20,6 +22,7 @@ class OptionNames(TypedDict, total=False):
     timeout: float | None
     retries: int
     retry_on: tuple[type[BaseException], ...]
+    backoff: float
     priority: int
     name: str | None
 
@@ -34,6 +37,7 @@ class Options:
         retries: how many times it is run again after it failed by a crash, a timeout or
             one of ``retry_on``.
         retry_on: exceptions after which it is run again.
+        backoff: seconds until it is run again; see `pause_before`.
         priority: tasks of a higher one start first.
         name: what errors and pictures call it, instead of its function's name.
 
@@ -42,6 +46,7 @@ class Options:
     timeout: float | None = None
     retries: int = 0
     retry_on: tuple[type[BaseException], ...] = ()
+    backoff: float = 0.0
     priority: int = 0
     name: str | None = None
 
@@ -55,7 +60,21 @@ class Options:
             object.__setattr__(self, field, whole_number(field, getattr(self, field)))
         if self.retries < 0:
             raise ValueError(f"retries is not negative, unlike {self.retries}")
+        if isinstance(self.backoff, bool) or not isinstance(self.backoff, (int, float)):
+            raise TypeError(f"backoff is a number of seconds, not {self.backoff!r}")
+        if not 0 <= self.backoff < math.inf:
+            raise ValueError(f"backoff is 0 or more seconds, unlike {self.backoff!r}")
         object.__setattr__(self, "retry_on", _exception_classes(self.retry_on))
+
+    def pause_before(self, retry: int) -> float:
+        """Return the seconds to wait before the first retry, the second, and so on.
+
+        Each may take twice as long as the one before, a minute at most (unless ``backoff``
+        is more), and a random half of that is left out: those that failed together must
+        not all come back together.
+        """
+        longest = min(self.backoff * 2.0 ** min(retry - 1, 60), max(60.0, self.backoff))
+        return random.uniform(longest / 2, longest)
 
     def changed(self, **names: Unpack[OptionNames]) -> Options:
         """Return these options with some of them changed."""

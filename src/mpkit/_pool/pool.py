@@ -10,7 +10,8 @@ from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from mpkit import _platform
+from mpkit._platform import memory, stdlib
+from mpkit._platform.processes import usable_cores
 from mpkit._pool.backend import Inline, OnExecutor
 from mpkit._pool.calls import Calls
 from mpkit._pool.engine import Engine
@@ -56,7 +57,8 @@ class TaskPool(Calls):
         workers: how many processes; None is one for each core that this process may
             use. 0 runs each call right here when it is submitted, for debugging.
         initializer: called once in each worker, before its first task. If it raises in
-            three workers in a row, every task fails with `WorkerInitError`.
+            three workers in a row, or ends as many as there are and three more, every
+            task fails with `WorkerInitError`.
         initargs: its arguments.
         tasks_per_worker: how many tasks until a worker is replaced; None is never. A
             chunk of a map is one task.
@@ -64,6 +66,8 @@ class TaskPool(Calls):
             context; None is ``multiprocessing.get_context()``.
         memory_limit: bytes of resident memory above which a worker is replaced, once the
             task that it runs has ended. None is no limit.
+        memory_hard_limit: bytes above which it is killed, whatever it runs, within some
+            0.1 s; the task fails with `MemoryLimitExceeded`. (Linux)
         on: run on this `concurrent.futures.Executor` instead of own workers. It is not
             shut down with the pool.
         processes: multiprocessing's name for ``workers``.
@@ -93,6 +97,7 @@ class TaskPool(Calls):
         context: BaseContext | str | None = None,
         *,
         memory_limit: int | None = None,
+        memory_hard_limit: int | None = None,
         on: Executor | None = None,
         processes: int | None = None,
         maxtasksperchild: int | None = None,
@@ -105,9 +110,16 @@ class TaskPool(Calls):
         workers = _count("workers", workers, 0)
         tasks_per_worker = _count("tasks_per_worker", tasks_per_worker, 1)
         memory_limit = _count("memory_limit", memory_limit, 1)
+        memory_hard_limit = _count("memory_hard_limit", memory_hard_limit, 1)
+        if memory_hard_limit is not None and not memory.HAS_PROC:
+            raise ValueError("memory_hard_limit needs /proc, which this system does not have")
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer is a function, not {initializer!r}")
         init = Call(initializer, tuple(initargs), {}) if initializer is not None else None
+        asked = Options().changed(**options)
+        self._opened_at = _caller()
+        self._pid = os.getpid()
+        self._closed = False
         backend: Backend
         if on is not None or workers == 0:
             given = {
@@ -115,26 +127,25 @@ class TaskPool(Calls):
                 "workers": workers or None,
                 "tasks_per_worker": tasks_per_worker,
                 "memory_limit": memory_limit,
+                "memory_hard_limit": memory_hard_limit,
                 "context": context,
             }
             _refuse(given, "on=" if on is not None else "workers=0")
             backend = Inline(init) if on is None else OnExecutor(on)
         else:
             backend = Engine(
-                workers or _platform.usable_cores(),
+                workers or usable_cores(),
                 _context(context),
                 init=init,
                 tasks_per_worker=tasks_per_worker,
                 memory_limit=memory_limit,
+                memory_hard_limit=memory_hard_limit,
             )
-        self._opened_at = _caller()
-        self._pid = os.getpid()
-        self._closed = False
         # Before anything can raise: from here on nobody has to remember the workers.
-        self._finalizer = _platform.call_when_gone(
-            self, _abandon, (backend, self._opened_at, os.getpid()), 5
+        self._finalizer = stdlib.call_when_gone(
+            self, _abandon, (backend, self._opened_at, self._pid), 5
         )
-        super().__init__(backend, Options().changed(**options), None)
+        super().__init__(backend, asked, None)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -181,12 +192,12 @@ class TaskPool(Calls):
 
         The input of an `imap` that was begun is still read, to its end.
         """
+        self._closed = True
         if self._is_ours():
-            self._closed = True
             self._backend.close()
             # It needs nobody any more to end it; but the program waits for its work.
             self._finalizer.cancel()
-            self._finalizer = _platform.call_when_gone(self, _finish, (self._backend, self._pid), 5)
+            self._finalizer = stdlib.call_when_gone(self, _finish, (self._backend, self._pid), 5)
 
     def _is_ours(self) -> bool:
         """Tell whether this is the process that made the pool; in another one it is nothing."""
@@ -197,8 +208,8 @@ class TaskPool(Calls):
 
         A task that was running fails with `WorkerDied`.
         """
+        self._closed = True
         if self._is_ours():
-            self._closed = True
             self._backend.terminate()
 
     def join(self, timeout: float | None = None) -> bool:
@@ -296,16 +307,18 @@ def _abandon(backend: Backend, opened_at: str, pid: int) -> None:
     """End a pool that nobody ended."""
     if pid != os.getpid():
         return
-    warnings.warn_explicit(  # at the line to be mended: no frame of it is left to point to
-        f"the TaskPool made here ({opened_at}) was never closed, and is terminated: "
-        "use it in a with statement",
-        ResourceWarning,
-        filename=opened_at.rpartition(":")[0],
-        lineno=int(opened_at.rpartition(":")[2]),
-    )
-    backend.terminate()
-    if not backend.is_own_thread():
-        backend.join(None)
+    try:
+        warnings.warn_explicit(  # at the line to be mended: no frame of it is left to point to
+            f"the TaskPool made here ({opened_at}) was never closed, and is terminated: "
+            "use it in a with statement",
+            ResourceWarning,
+            filename=opened_at.rpartition(":")[0],
+            lineno=int(opened_at.rpartition(":")[2]),
+        )
+    finally:  # also under -W error
+        backend.terminate()
+        if not backend.is_own_thread():
+            backend.join(None)
 
 
 def _context(context: BaseContext | str | None) -> BaseContext:

@@ -53,14 +53,18 @@ class Results(Generic[R]):
         self._values: deque[tuple[bool, Any]] = deque()
         self._submit = submit  # keeps the pool alive as long as its results are wanted
         chunked = chunks.split(items, chunksize)
-        feeds.enter(self._window)
         self._feeder = threading.Thread(
             target=_feed,
             args=(self._window, feeds, submit, chunked),
             name="mpkit imap",
             daemon=True,
         )
-        self._feeder.start()
+        try:
+            feeds.enter(self._window)
+            self._feeder.start()
+        except BaseException:  # there is no room for a thread, or it was Ctrl-C
+            feeds.leave(self._window)
+            raise
 
     def __iter__(self) -> Self:
         return self
@@ -139,7 +143,10 @@ class Window:
         self._bound = bound
         self._meter = meter
         self._ordered = ordered
-        self._changed = threading.Condition()
+        # Taken by itself, and not through the condition: that does so in Python, where a
+        # Ctrl-C could come in between, and nobody would release it.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         #: Chunks that were submitted and not consumed: in order, or as they ended.
         self._line: deque[Task[list[tuple[bool, Any]]]] = deque()
         self._running: set[Task[list[tuple[bool, Any]]]] = set()
@@ -153,29 +160,31 @@ class Window:
 
     def wait_for_room(self) -> bool:
         """Block until another chunk may be pulled; False if none is wanted any more."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._stopped or self._halted or self._unconsumed() < self._bound
-            )
+        with self._lock:
+            if self._unconsumed() >= self._bound:
+                # Half of it at a time: to take turns costs more than to pull an item.
+                self._changed.wait_for(
+                    lambda: self._stopped or self._halted or self._has_much_room()
+                )
             if self._halted and not self._stopped:
                 raise PoolClosed("the pool", "it ended before all of the input was read")
             return not self._stopped
 
     def lift(self) -> None:
         """Let all of the input be pulled, since the pool may end before it is consumed."""
-        with self._changed:
+        with self._lock:
             self._bound = sys.maxsize
             self._changed.notify_all()
 
     def halt(self) -> None:
         """Let no more of the input be pulled."""
-        with self._changed:
+        with self._lock:
             self._halted = True
             self._changed.notify_all()
 
     def add(self, task: Task[list[tuple[bool, Any]]]) -> None:
         """A chunk was submitted."""
-        with self._changed:
+        with self._lock:
             self._running.add(task)
             if self._ordered:
                 self._line.append(task)
@@ -183,18 +192,23 @@ class Window:
 
     def end(self, error: BaseException | None) -> None:
         """The input has ended, or raised."""
-        with self._changed:
+        with self._lock:
             self._pulled_all, self._error = True, error
             self._notify()
+
+    def _has_much_room(self) -> bool:
+        return self._unconsumed() <= self._bound // 2
 
     def _unconsumed(self) -> int:
         return len(self._line) if self._ordered else len(self._line) + len(self._running)
 
     def _ended(self, task: Any) -> None:
-        with self._changed:
+        with self._lock:
             self._running.discard(task)
             if not self._ordered:
                 self._line.append(task)
+            elif self._line and self._line[0] is not task:
+                return  # nobody waits for it yet
             self._notify()
 
     def _notify(self) -> None:
@@ -207,12 +221,13 @@ class Window:
 
     def next_chunk(self, timeout: float | None) -> list[tuple[bool, Any]]:
         """Return the next chunk of results; raises what its worker's end, or the input, did."""
-        with self._changed:
+        with self._lock:
             if not self._changed.wait_for(self._ready, timeout):
                 raise ResultTimeout("the next item", timeout or 0.0)
             if self._line:
                 task = self._line.popleft()
-                self._changed.notify_all()
+                if self._has_much_room():
+                    self._changed.notify_all()
             else:
                 self._meter.close()
                 error, self._error = self._error, None
@@ -225,7 +240,7 @@ class Window:
 
     def call_when_ready(self, wake: Callable[[], None]) -> bool:
         """Tell whether `next_chunk` would not block; if it would, ``wake`` is called later."""
-        with self._changed:
+        with self._lock:
             ready = self._ready()
             if not ready:
                 self._wake = wake
@@ -238,7 +253,7 @@ class Window:
 
     def stop(self) -> None:
         """Want nothing more."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
             left = [*self._line, *self._running]
             self._notify()

@@ -1,6 +1,6 @@
 """Who runs what: events in, actions out.
 
-No process, socket, clock or thread is here. The engine tells what happened
+No process, socket, clock or thread is here. The supervisor tells what happened
 (`Schedule.submitted`, `finished`, `died`, ...) and then asks what to do (`decide`).
 So the policy can be tested by the million in a second, and read in one go.
 
@@ -28,7 +28,8 @@ MOST_IN_PACKET = 64
 #: while its answer travels. For longer ones the pause is below one per cent.
 SEND_AHEAD_BELOW = 0.01
 
-#: How many workers in a row may end before they could start.
+#: How many workers in a row may say that they cannot start. Of those that end before they
+#: have said anything, each of the pool may be killed by somebody, and so many more.
 MOST_START_FAILURES = 3
 
 
@@ -63,9 +64,10 @@ class Lose(NamedTuple):
 
 
 class Abandon(NamedTuple):
-    """No worker can start, so this task will never run."""
+    """No worker could start in so many attempts, so this task will not run."""
 
     task: int
+    attempts: int
 
 
 Action = Spawn | Send | TakeBack | Retire | Lose | Abandon
@@ -87,6 +89,12 @@ class _Worker:
     def can_take(self) -> bool:
         return not self.retiring and self.quota != 0
 
+    def can_give(self) -> int:
+        """Return how many tasks it may have that it has not taken."""
+        if self.empty_handed or not self.tasks:
+            return 0
+        return len(self.tasks) - self.started
+
 
 class Schedule:
     """The state of a pool, and its policy.
@@ -104,18 +112,23 @@ class Schedule:
         self.broken = False
         self._quota = tasks_per_worker
         self._workers: dict[int, _Worker] = {}
-        # Waiting tasks by priority, the highest first; each in order of arrival.
+        # Waiting tasks by priority, each in order of arrival. None is empty.
         self._queues: dict[int, deque[int]] = {}
         self._queued = 0
         self._priority: dict[int, int] = {}
         #: Tasks that are sent alone, to a worker that has nothing else.
         self._alone: set[int] = set()
         self._seconds: float | None = None
-        # How many workers in a row ended before they had started, and how many in a row
-        # the system would not even begin.
+        # How many workers in a row said that their initializer failed, how many ended
+        # before they had started, and how many the system would not even begin.
+        self._init_failures = 0
         self._start_failures = 0
         self._spawn_failures = 0
+        #: The system had no room for a process, and may have some a little later.
+        self._out_of_room = False
         self._spawning = 0
+        self._starting = 0
+        self._postponed = 0
         self._lost: list[Lose] = []
 
     # what happened
@@ -129,24 +142,48 @@ class Schedule:
         self._queue(task).append(task)
         self._queued += 1
 
+    def handed(self, worker: int, task: int, *, priority: int = 0) -> None:
+        """A task arrived, and was sent to a worker that had none (see `idle_workers`)."""
+        if priority:
+            self._priority[task] = priority
+        state = self._workers[worker]
+        state.tasks.append(task)
+        state.empty_handed = False
+
+    def postponed(self) -> None:
+        """A task that failed will be `submitted` again later: the pool is not idle until then."""
+        self._postponed += 1
+
+    def resumed(self) -> None:
+        """One that was `postponed` is submitted now."""
+        self._postponed -= 1
+
     def spawned(self, worker: int) -> None:
         """A worker exists. It may be sent tasks at once: they wait in its inbox."""
         self._spawning -= 1
         self._spawn_failures = 0
+        self._starting += 1
         self._workers[worker] = _Worker(self._quota)
 
     def spawn_failed(self) -> None:
         """The system would not start a process. Go on with those there are, if any."""
         self._spawning -= 1
         self._spawn_failures += 1
-        staying = sum(not state.retiring for state in self._workers.values())
-        if staying:
-            self.size = staying
+        self._out_of_room = True
+
+    def try_again(self) -> None:
+        """Some time has passed since the system would not start a process."""
+        self._out_of_room = False
 
     def started(self, worker: int) -> None:
         """A worker has run its initializer."""
-        self._start_failures = 0
+        self._init_failures = self._start_failures = 0
+        self._starting -= 1
         self._workers[worker].started = True
+
+    def init_failed(self) -> None:
+        """A worker's initializer raised; its death is told besides."""
+        self._init_failures += 1
 
     def finished(self, worker: int, task: int, seconds: float) -> None:
         """A worker reported a task, which took so long."""
@@ -169,10 +206,14 @@ class Schedule:
         state.empty_handed = not tasks
         self._put_back(tasks)
 
-    def died(self, worker: int) -> None:
-        """A worker is gone; what it had not taken was `returned` before."""
+    def died(self, worker: int) -> list[int]:
+        """A worker is gone; what it had not taken was `returned` before.
+
+        Returns what it had taken and not begun, which waits again.
+        """
         state = self._workers.pop(worker)
-        self._spawn_failures = 0  # what it occupied is free
+        self._spawn_failures, self._out_of_room = 0, False  # what it occupied is free
+        self._starting -= not state.started
         if not state.started and not state.retiring:
             self._start_failures += 1
         if state.tasks:
@@ -180,6 +221,16 @@ class Schedule:
             self._forget(running)
             self._lost.append(Lose(running, worker))
             self._put_back(state.tasks)
+        return list(state.tasks)
+
+    def has_started(self, worker: int) -> bool:
+        """Tell whether a worker has run its initializer."""
+        return self._workers[worker].started
+
+    def running(self, worker: int) -> int | None:
+        """Return the task that a worker runs, or will run next, as far as it has reported."""
+        state = self._workers.get(worker)
+        return state.tasks[0] if state and state.tasks else None
 
     def retire(self, worker: int) -> Iterator[Action]:
         """Replace a worker once it has finished what it has."""
@@ -205,29 +256,50 @@ class Schedule:
         self.close()
         self._workers.clear()
         self._lost.clear()
+        self._starting = self._postponed = 0
         self._drain()
 
     # what to do
 
+    def idle_workers(self) -> list[int]:
+        """Return the workers that may be `handed` tasks, while there is nothing to decide."""
+        if self._queued or self.closing or self._quota is not None or self._lost:
+            return []
+        return [
+            number
+            for number, state in self._workers.items()
+            if state.started and not state.tasks and not state.retiring
+        ]
+
     @property
     def idle(self) -> bool:
         """Whether no task waits or runs."""
-        return not self._queued and not any(state.tasks for state in self._workers.values())
+        if self._queued or self._postponed:
+            return False
+        return not any(state.tasks for state in self._workers.values())
 
     @property
     def over(self) -> bool:
         """Whether the pool is closed, and its workers are gone."""
         return self.closing and self.idle and not self._workers and not self._lost
 
+    @property
+    def short(self) -> bool:
+        """Whether tasks wait, and it is time that may help: `try_again` in a moment."""
+        return self._out_of_room and (
+            self._queued > 0 or any(len(state.tasks) > 1 for state in self._workers.values())
+        )
+
     def decide(self) -> Iterator[Action]:
         """Yield what to do now. Each action is to be performed before the next is asked for."""
         yield from self._lost
         self._lost.clear()
-        while len(self._workers) + self._spawning < self._wanted():
+        while not self._out_of_room and len(self._workers) + self._spawning < self._wanted():
             self._spawning += 1
             yield Spawn()
-        if not self._workers and self._gives_up():
-            yield from map(Abandon, self._drain())
+        if not self._workers and (attempts := self._gives_up()):
+            for task in self._drain():
+                yield Abandon(task, attempts)
             return
         yield from self._hand_out()
         yield from self._rebalance()
@@ -236,29 +308,43 @@ class Schedule:
             if exhausted or (self.closing and self.idle):
                 yield from self.retire(number)
 
-    def _gives_up(self) -> bool:
-        """Whether no worker can be had: never, or just not now."""
-        if self._start_failures >= MOST_START_FAILURES:
+    def _gives_up(self) -> int:
+        """Return after how many attempts no worker can be had, never or not now; or 0."""
+        if self._cannot_start():
             self.broken = True
-        elif self._spawn_failures < MOST_START_FAILURES:
-            return False
-        self._spawn_failures = 0  # the next task is tried again
-        return True
+            return max(self._init_failures, self._start_failures)
+        attempts = self._spawn_failures
+        if attempts < MOST_START_FAILURES:
+            return 0
+        self._spawn_failures, self._out_of_room = 0, False  # the next task is tried anew
+        return attempts
+
+    def _cannot_start(self) -> bool:
+        """Whether it must be assumed that no worker can."""
+        return (
+            self._init_failures >= MOST_START_FAILURES
+            or self._start_failures >= MOST_START_FAILURES + self.size
+        )
 
     def _wanted(self) -> int:
         """How many workers there should be; those that retire are being replaced."""
-        if self.broken or max(self._start_failures, self._spawn_failures) >= MOST_START_FAILURES:
+        if self.broken or self._cannot_start():
             return 0
-        if self.closing and not self._queued:
+        if self.closing and not self._queued and not self._postponed:
             return 0
         leaving = sum(state.retiring for state in self._workers.values())
         return self.size + leaving
 
     def _hand_out(self) -> Iterator[Action]:
         """Give every worker something before any worker gets more."""
+        if not self._queued:
+            return
         depth = self._depth()
+        workers = list(self._workers.items())
+        if self._starting:  # these come last: they may take long
+            workers.sort(key=lambda item: not item[1].started)
         for enough in (1, depth // 2 + 1) if depth > 1 else (1,):
-            for number, state in self._workers.items():
+            for number, state in workers:
                 while self._queued and len(state.tasks) < enough and state.can_take():
                     tasks = self._next_packet(state, 1 if enough == 1 else depth // 2)
                     if not tasks:
@@ -288,28 +374,36 @@ class Schedule:
             room = min(room, state.quota)
         packet: list[int] = []
         while len(packet) < room and self._queued:
-            queue = next(queue for queue in self._by_priority() if queue)
+            priority = max(self._queues)
+            queue = self._queues[priority]
             if queue[0] in self._alone:
                 if packet or state.tasks or not state.started:
                     break
                 room = 1
             elif state.tasks and state.tasks[0] in self._alone:
                 break
-            packet.append(queue.popleft())
-            self._queued -= 1
+            # Without any that must be alone, all that there is room for at once.
+            count = 1 if self._alone else min(room - len(packet), len(queue))
+            packet += [queue.popleft() for _ in range(count)]
+            self._queued -= count
+            if not queue:  # or there would be ever more, if each task has a priority of its own
+                del self._queues[priority]
         if state.quota is not None:
             state.quota -= len(packet)
         return packet
 
     def _rebalance(self) -> Iterator[Action]:
-        """When a worker has nothing and nobody waits, take back from the one that has most."""
+        """When a worker has nothing and nobody waits, take back from the one that has most.
+
+        One that is still starting has taken nothing, and gives all that it has.
+        """
         if self._queued or not any(
-            not state.tasks and state.can_take() for state in self._workers.values()
+            not state.tasks and state.started and state.can_take()
+            for state in self._workers.values()
         ):
             return
-        richest = max(self._workers, key=lambda number: len(self._workers[number].tasks))
-        state = self._workers[richest]
-        if len(state.tasks) > 1 and not state.empty_handed:
+        richest = max(self._workers, key=lambda number: self._workers[number].can_give())
+        if self._workers[richest].can_give():
             yield TakeBack(richest)
             yield from self._hand_out()
 
@@ -318,11 +412,6 @@ class Schedule:
     def _queue(self, task: int) -> deque[int]:
         return self._queues.setdefault(self._priority.get(task, 0), deque())
 
-    def _by_priority(self) -> list[deque[int]]:
-        if len(self._queues) == 1:
-            return list(self._queues.values())
-        return [self._queues[priority] for priority in sorted(self._queues, reverse=True)]
-
     def _put_back(self, tasks: Sequence[int]) -> None:
         """Put tasks where they came from: before those that arrived after them."""
         for task in reversed(tasks):
@@ -330,7 +419,7 @@ class Schedule:
         self._queued += len(tasks)
 
     def _drain(self) -> list[int]:
-        tasks = [task for queue in self._by_priority() for task in queue]
+        tasks = [task for _, queue in sorted(self._queues.items(), reverse=True) for task in queue]
         self._queues.clear()
         self._queued = 0
         for task in tasks:

@@ -7,11 +7,16 @@ import dataclasses
 import json
 import os
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+
+#: Of how many workers more is known than counts, the newest: a pool that replaces each one
+#: after a task, say, must not grow for ever.
+MOST_WORKERS = 2000
 
 
 @dataclasses.dataclass(slots=True)
@@ -35,6 +40,7 @@ class Stats:
 
     Tasks are counted as they were sent: a chunk of a map is one. ``lost`` counts those
     whose worker died, ``restarts`` the workers that were replaced for whatever reason.
+    ``workers`` are those that live, and the latest of those that have ended (2,000 in all).
     """
 
     submitted: int
@@ -45,11 +51,20 @@ class Stats:
     workers: list[WorkerStats]
 
 
+class Named(Protocol):
+    """Something that pictures have a name for."""
+
+    @property
+    def name(self) -> str: ...
+
+
 class Recorder:
     """Notes what happens in a pool. Written by one thread, read by any."""
 
     def __init__(self) -> None:
         self.submitted: int = 0
+        #: How many were submitted besides, of which the one thread has not heard yet.
+        self.unheard: Callable[[], int] = int
         self.done: int = 0
         self.failed: int = 0
         self.lost: int = 0
@@ -59,12 +74,22 @@ class Recorder:
 
     def worker_started(self, pid: int) -> None:
         """A worker was started."""
+        if len(self._workers) >= MOST_WORKERS:
+            self._forget_one()
         self._workers[pid] = WorkerStats(pid), time.monotonic()
         for trace in self._traces:
             trace.lane(pid)
 
+    def _forget_one(self) -> None:
+        """Forget the worker that was started first, of those that have ended."""
+        ended = (pid for pid, (worker, _) in self._workers.items() if worker.reason)
+        if (first := next(ended, None)) is not None:
+            del self._workers[first]
+
     def worker_ended(self, pid: int, reason: str, expected: bool) -> None:
         """A worker is gone."""
+        if pid not in self._workers:
+            return  # a Ctrl-C came just after its start, and ends the pool that is being made
         worker, since = self._workers[pid]
         worker.lived = time.monotonic() - since
         worker.reason = reason
@@ -73,7 +98,7 @@ class Recorder:
             for trace in self._traces:
                 trace.mark(pid, f"worker {reason}")
 
-    def task_ended(self, pid: int, name: str, began: float, ended: float, failed: bool) -> None:
+    def task_ended(self, pid: int, task: Named, began: float, ended: float, failed: bool) -> None:
         """A worker reported a task; the times are those of `time.monotonic`."""
         worker, _ = self._workers[pid]
         worker.tasks += 1
@@ -83,7 +108,7 @@ class Recorder:
             worker.failed += 1
             self.failed += 1
         for trace in self._traces:
-            trace.span(pid, name, began, ended, failed)
+            trace.span(pid, task.name, began, ended, failed)
 
     def stats(self) -> Stats:
         """Return what was noted until now."""
@@ -93,7 +118,8 @@ class Recorder:
             if not copy.reason:
                 copy.lived = time.monotonic() - since
             workers.append(copy)
-        return Stats(self.submitted, self.done, self.failed, self.lost, self.restarts, workers)
+        submitted = self.submitted + self.unheard()
+        return Stats(submitted, self.done, self.failed, self.lost, self.restarts, workers)
 
     def trace(self, path: str | os.PathLike[str]) -> Trace:
         """Begin a timeline."""

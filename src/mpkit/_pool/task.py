@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import sys
-from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any, TypeVar
+import threading
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mpkit._errors import ResultTimeout
+from mpkit._platform.future import LightFuture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+    from concurrent.futures import Future
 
     from mpkit._pool.options import Options
 
@@ -20,17 +24,36 @@ R = TypeVar("R")
 _numbers = itertools.count(1)
 
 
-class Task(Future[R]):
+class Control(Protocol):
+    """Who runs a task, as the task sees it. Any thread may call."""
+
+    def recall(self, task: Task[Any]) -> bool:
+        """Take a task back that was sent and has not begun; tell whether it waits again."""
+        ...
+
+    def cancelled(self, task: Task[Any]) -> None:
+        """A task that was tried before was cancelled: there is nothing to wait for."""
+
+    def kill(self, task: Task[Any]) -> bool:
+        """End a task that runs, with its worker; False if that cannot be done. Does not wait."""
+        ...
+
+    def check_waiter(self, task: Task[Any]) -> None:
+        """Raise if the calling thread would wait for ever, as nobody will settle the task."""
+
+
+class Task(LightFuture[R]):
     """The result to come of a call in a pool.
 
     It is a `concurrent.futures.Future` (``result``, ``exception``, ``cancel``, ``done``,
     ``add_done_callback``), it has what `multiprocessing.pool.AsyncResult` has (``get``,
     ``wait``, ``ready``, ``successful``), and it can be awaited.
 
-    ``cancel`` works until the task is sent to a worker. When an asyncio task that awaits
-    this one is cancelled, this one is cancelled likewise. The exception of a call that
-    raised has the worker's traceback as its last cause; if the worker died it is
-    `WorkerDied`, after too long a run it is `TaskTimeout`.
+    ``cancel`` works until a worker has begun with the task, and `kill` also then. When an
+    asyncio task that awaits this one is cancelled, this one is cancelled (and not killed)
+    likewise. The exception of a call that raised has the worker's traceback as its last
+    cause; if the worker died it is `WorkerDied`, after too long a run it is `TaskTimeout`.
+    One that was tried several times tells of each in its notes.
 
     Example:
         >>> import mpkit
@@ -43,16 +66,22 @@ class Task(Future[R]):
 
     """
 
-    def __init__(self, what: str, options: Options, pool: object = None) -> None:
+    _failures: tuple[str, ...] = ()
+    _callbacks: tuple[Callable[[R], object] | None, Callable[[Any], object] | None] = None, None
+
+    def __init__(
+        self, what: str, options: Options, pool: object = None, control: Control | None = None
+    ) -> None:
         """Not for users: pools make tasks."""
         super().__init__()
         # While the task is pending its pool must not become garbage, as that ends it.
         self._pool = pool
+        self._control = control
+        #: How many times a worker was given the task to run, which is 1 without retries.
+        self.attempts: int = 0
         self.number: int = next(_numbers)
         self.options = options
         self._what = what
-        self._callbacks: tuple[Callable[[R], object] | None, Callable[[Any], object] | None]
-        self._callbacks = None, None
 
     def call_back(
         self,
@@ -72,7 +101,7 @@ class Task(Future[R]):
         callback, _ = self._callbacks
         if callback is not None:
             self._run_callback(callback, result)
-        self._pool = None
+        self._pool = self._control = None
         super().set_result(result)
 
     def set_exception(self, exception: BaseException | None) -> None:
@@ -80,15 +109,58 @@ class Task(Future[R]):
         _, callback = self._callbacks
         if callback is not None:
             self._run_callback(callback, exception)
-        self._pool = None
+        self._pool = self._control = None
         super().set_exception(exception)
 
+    def add_done_callback(self, fn: Callable[[Future[R]], object]) -> None:
+        """Have ``fn`` called with this task when it is done, or at once if it is.
+
+        By a thread of the pool, or by the one that cancels the task. One that raises,
+        `SystemExit` too, is reported like an uncaught exception; the others are called.
+        """
+        super().add_done_callback(functools.partial(_call_back, fn))
+
     def cancel(self) -> bool:
-        """Cancel the task if it was not sent to a worker yet; tell whether it is cancelled."""
-        cancelled = super().cancel()
-        if cancelled:
-            self._pool = None
-        return cancelled
+        """Cancel the task if no worker has begun with it; tell whether it is cancelled.
+
+        Also what lies in the inbox of a worker is taken back, where the system can do that
+        (Linux). Never blocks. For a map, what has not begun is cancelled, and what runs
+        goes on: the map ends with CancelledError after that.
+        """
+        while not super().cancel():
+            control = self._control
+            if control is None or not control.recall(self):
+                return False
+        control, self._control = self._control, None
+        if control is not None and self.attempts:
+            control.cancelled(self)
+        self._pool = None
+        return True
+
+    def kill(self) -> bool:
+        """Cancel the task, or end it if it runs: its worker is killed (SIGKILL) and replaced.
+
+        Then it fails with `WorkerDied`, and is not tried again; no other task is harmed.
+        Does not wait.
+
+        Returns:
+            Whether it ends, or will. It does not if it was done, or runs where it cannot be
+            ended, which is in this process (``workers=0``) or on another's executor (``on=``).
+
+        """
+        if self.cancel():
+            return True
+        control = self._control
+        return control is not None and control.kill(self)
+
+    def failed_once(self, error: BaseException) -> None:
+        """Not for users: an attempt failed, and there will be another one."""
+        self._failures += (f"attempt {self.attempts} failed with {_in_a_line(error)}",)
+
+    def note_attempts(self, error: BaseException) -> None:
+        """Not for users: have the error of the last attempt tell of those before it."""
+        if self._failures:
+            add_note(error, "\n".join([*self._failures, f"this was attempt {self.attempts}"]))
 
     def _run_callback(self, callback: Callable[[Any], object], argument: object) -> None:
         try:
@@ -114,8 +186,13 @@ class Task(Future[R]):
             ResultTimeout: it was not there in time. The task goes on.
             CancelledError: the task was cancelled.
             Exception: what the call raised, or what became of its worker.
+            RuntimeError: a callback of the pool waits, whose end the task would wait for.
+            PoolClosed: the pool belongs to another process, which forked this one.
 
         """
+        control = self._control
+        if control is not None and not self.done():
+            control.check_waiter(self)
         try:
             return super().result(timeout)
         except TimeoutError:
@@ -148,7 +225,42 @@ class Task(Future[R]):
         return asyncio.wrap_future(self).__await__()
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception, unless its class will have none."""
+    with contextlib.suppress(Exception):  # it may refuse to have attributes set
+        error.add_note(note)
+
+
+def _in_a_line(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    except Exception:  # noqa: BLE001  user code
+        return type(error).__name__
+
+
+def _call_back(fn: Callable[[Future[Any]], object], task: Any) -> None:
+    # A Future lets what is no Exception out. Those behind it would not be called then, and
+    # whoever awaits the task is one of them; and it would end the supervisor of the pool.
+    try:
+        fn(task)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and _is_in_main_thread():
+            raise  # a real one
+        report_callback(task.name, error)
+
+
+def _is_in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 def report_callback(what: str, error: BaseException) -> None:
-    """Tell the program, as for an uncaught exception, that a callback raised."""
-    error.add_note(f"(raised by a callback of {what}; the pool goes on)")
-    sys.excepthook(type(error), error, error.__traceback__)
+    """Tell the program, as for an uncaught exception, that a callback raised.
+
+    Raises nothing, though the program's `sys.excepthook` may: by `sys.exit`, for one.
+    """
+    add_note(error, f"(raised by a callback of {what}; the pool goes on)")
+    try:
+        sys.excepthook(type(error), error, error.__traceback__)
+    except BaseException as failure:  # noqa: BLE001  the interpreter's own tells of both
+        failure.__context__ = error
+        sys.__excepthook__(type(failure), failure, failure.__traceback__)

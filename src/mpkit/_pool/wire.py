@@ -1,9 +1,9 @@
 """What parent and worker say to each other: a closed set of messages, each one packet.
 
 Parent to worker: `Run`, and the end of the link: leave. Worker to parent: `Ready`,
-`InitFailed`, `Done`. Both sides import this file, so they cannot disagree. A call or an
-outcome inside a message is what `Parcel.seal` made; descriptors ride on the packet, which
-then has one task.
+`InitFailed`, `Done` (also as a record of its journal), and `WAKE`. Both sides import this
+file, so they cannot disagree. A call inside a message is what `packing.pack` made, an outcome
+what `Parcel.seal` did; descriptors ride on the packet, which then has one task.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from mpkit._link import PACKET
+from mpkit._link import PACKET, Malformed
 
 
 class Load(NamedTuple):
@@ -51,6 +51,11 @@ class Done(NamedTuple):
     resident: int
     outcome: bytes
 
+
+Report = Ready | InitFailed | Done
+
+#: A packet that says nothing: there is something to read in the journal.
+WAKE = b"w"
 
 _RUN, _READY, _INIT_FAILED, _DONE = b"r", b"y", b"i", b"d"
 _COUNT = struct.Struct("=cH")
@@ -99,14 +104,14 @@ def decode_for_worker(data: bytes) -> Run:
     return Run(loads)
 
 
-def decode_for_parent(data: bytes) -> Ready | InitFailed | Done:
-    """Return the message in a packet that a worker sent."""
+def decode_for_parent(data: bytes) -> Report:
+    """Return the message in a packet that a worker sent; raises Malformed if it is none."""
     kind = data[:1]
-    if kind == _DONE:
+    if kind == _DONE and len(data) > DONE_HEADER.size:
         _, task, began, ended, resident = DONE_HEADER.unpack_from(data)
         return Done(task, began, ended, resident, data[DONE_HEADER.size :])
-    if kind == _READY:
+    if data == _READY:
         return Ready()
     if kind == _INIT_FAILED:
         return InitFailed(data[1:])
-    raise ValueError(f"a worker sent {data[:16]!r}")
+    raise Malformed(f"{data[:16]!r}")

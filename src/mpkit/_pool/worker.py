@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from mpkit import _outcome, _parcel, _platform
+from mpkit import _outcome, _wait
 from mpkit._link import LinkDown
-from mpkit._pool import wire
+from mpkit._platform import memory, stdlib
+from mpkit._pool import packing, wire
+from mpkit._pool.journal import MOST_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mpkit._link import Link
     from mpkit._parcel import Parcel
+    from mpkit._pool.journal import Journal
     from mpkit._process import Call
 
 _state: dict[str, Any] = {}
@@ -40,7 +45,9 @@ def worker_state() -> dict[str, Any]:
     return _state
 
 
-def main(inbox: Link, outbox: Link, init: Call | None, report_memory: bool) -> None:
+def main(
+    inbox: Link, outbox: Link, journal: Journal | None, init: Call | None, report_memory: bool
+) -> None:
     """Be a worker: run what comes in, in order, until told to leave."""
     # Ctrl-C reaches every process of the terminal, and it is the parent that decides.
     # A handler that does nothing, not SIG_IGN: programs that a task starts by exec would
@@ -49,16 +56,22 @@ def main(inbox: Link, outbox: Link, init: Call | None, report_memory: bool) -> N
     # What the parent installed, and a fork handed down, is not meant for a worker.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
+    stdlib.allow_interrupts()  # which were held while we began
+    reports = Reports(outbox, journal, report_memory)
     try:
-        if init is not None and not _initialized(init, outbox):
+        if init is not None and not _initialized(init, reports):
             return
-        outbox.send(wire.encode_ready(), [])
+        reports.send(wire.encode_ready())
+        wait = _wait.waiter(inbox.fd)
         while True:
+            # Not in the call that takes a packet: if a thread that some task left behind has
+            # closed our descriptors meanwhile, the packet stays where it can be had back.
+            wait()
             packet = inbox.receive()
             assert packet is not None  # there is no deadline
             data, fds = packet
             for load in wire.decode_for_worker(data).loads:
-                _report(outbox, load.task, *_run(load, fds), report_memory)
+                reports.done(load.task, *_run(load, fds))
     except LinkDown:  # there is no more to do, or the pool is gone
         return
 
@@ -67,14 +80,13 @@ def _ignore(number: int, frame: object) -> None:
     """Handle a signal by doing nothing."""
 
 
-def _initialized(init: Call, outbox: Link) -> bool:
+def _initialized(init: Call, reports: Reports) -> bool:
     try:
         call = init.arrived()
         call.fn(*call.args, **call.kwargs)
     except BaseException as error:  # noqa: BLE001  to be raised by the tasks that wait
         parcel = _outcome.pack_error(f"the initializer {init.what}", error, skip_frames=1)
-        data, fds = parcel.seal(wire.init_failed_header())
-        outbox.send(data, fds)
+        reports.send(*parcel.seal(wire.init_failed_header()))
         parcel.close()
         return False
     return True
@@ -85,7 +97,7 @@ def _run(load: wire.Load, fds: list[int]) -> tuple[float, float, bytes, Parcel]:
     began = time.monotonic()
     what = f"task {load.task}"
     try:
-        fn, args, kwargs = _parcel.unpack(load.call, fds)
+        fn, args, kwargs = packing.unpack(load.call, fds)
     except BaseException as error:  # noqa: BLE001  unpickling is user code
         error.add_note(f"(raised while a worker unpickled the arguments of {what})")
         return began, time.monotonic(), _outcome.FAILED, _outcome.pack_error(what, error)
@@ -99,18 +111,52 @@ def _run(load: wire.Load, fds: list[int]) -> tuple[float, float, bytes, Parcel]:
     return began, ended, *_outcome.pack_result(what, fn, value)
 
 
-def _report(
-    outbox: Link,
-    task: int,
-    began: float,
-    ended: float,
-    kind: bytes,
-    parcel: Parcel,
-    report_memory: bool,
-) -> None:
-    resident = _platform.resident_bytes() if report_memory else 0
-    header = wire.done_header(task, began, ended, resident)
-    parcel, data, fds = _outcome.seal(header, kind, parcel, f"task {task}")
-    with contextlib.closing(parcel):
-        outbox.send(data, fds)
-        parcel.depart("moved to the process that has the pool")
+def _identity(fd: int) -> tuple[int, int] | None:
+    """Return what tells an open file from all others; None if there is none."""
+    try:
+        facts = os.fstat(fd)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+class Reports:
+    """What a worker says: what is small in its journal, all else by its link, in one order."""
+
+    def __init__(self, outbox: Link, journal: Journal | None, report_memory: bool) -> None:
+        self._outbox = outbox
+        self._connection = _identity(outbox.fd)
+        self._journal = journal
+        self._report_memory = report_memory
+        if journal is not None:
+            journal.begin()
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Send a packet."""
+        self._outbox.send(data, fds)
+        self._sent()
+
+    def done(self, task: int, began: float, ended: float, kind: bytes, parcel: Parcel) -> None:
+        """Report what became of a task."""
+        resident = memory.resident_bytes() if self._report_memory else 0
+        header = wire.done_header(task, began, ended, resident)
+        if self._journal is not None and parcel.small(MOST_BYTES - len(header)):
+            data, _ = parcel.seal(header + kind)
+            self._write(data)
+            return
+        what, to = f"task {task}", "the process that has the pool"
+        _outcome.send(self._outbox, header, kind, parcel, what, to)
+        self._sent()
+
+    def _sent(self) -> None:
+        """Note where in the journal belongs what was sent."""
+        self._write(b"")
+
+    def _write(self, record: bytes) -> None:
+        if _identity(self._outbox.fd) != self._connection:
+            # It would hear of no other task. It could write its journal still, but what becomes
+            # of a task is not to depend on how large its result is; and what has the number of
+            # our descriptor by now may be somebody's connection to anything.
+            raise LinkDown
+        if self._journal is not None and self._journal.write(record):
+            self._outbox.send(wire.WAKE, ())

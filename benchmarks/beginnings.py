@@ -1,0 +1,72 @@
+"""What it takes to begin: to import a library, to start a pool and to stop it."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections import deque
+
+from benchmarks.libraries import LACKS, LIBRARIES
+from benchmarks.pools import WORKERS, seconds
+from benchmarks.registry import Case, case
+from benchmarks.work import noop
+
+LIVES = {
+    method: case(f"start, 2 tasks, stop: {method}", "ms", count=10, quick=2)
+    for method in ("fork", "forkserver", "spawn")
+}
+IMPORT = case("import", "ms", count=10, quick=3)
+
+#: How each is imported; the first peer is the least that any of them needs.
+IMPORTS = {
+    "mpkit": "mpkit",
+    "the two of the standard library": "multiprocessing, concurrent.futures",
+    "loky": "loky",
+    "mpire": "mpire",
+    "pebble": "pebble",
+    "joblib": "joblib",
+}
+
+#: What a program has at its top that has a pool of each library.
+PROGRAMS = {library: library for library in LIBRARIES} | {
+    "multiprocessing": "multiprocessing.pool",
+    "concurrent.futures": "concurrent.futures.process",
+}
+
+
+def _lives(library: str, method: str, count: int) -> float:
+    def once() -> None:
+        with LIBRARIES[library](WORKERS, method) as calls:
+            deque(calls.map(noop, [1, 2], 1), maxlen=0)
+
+    once()  # imports the library, and starts the fork server
+    return seconds(lambda: [once() for _ in range(count)])
+
+
+def _imported(modules: str, count: int) -> float:
+    """Return the median of so many fresh interpreters, for each of them."""
+    program = (
+        f"import time; t = time.perf_counter(); import {modules}; print(time.perf_counter() - t)"
+    )
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, check=True, capture_output=True)  # fills the system's cache of files
+    taken = [
+        float(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(count)
+    ]
+    return statistics.median(taken) * count
+
+
+for _method, _row in LIVES.items():
+    _row.imports = PROGRAMS
+    for _library in LIBRARIES:
+        if _library == "joblib":
+            _row.cannot(_library, LACKS["method"])
+        else:
+            _row.run(_library)(
+                lambda count, library=_library, method=_method: _lives(library, method, count)
+            )
+for _library, _modules in IMPORTS.items():
+    IMPORT.run(_library)(lambda count, modules=_modules: _imported(modules, count))
+
+CASES: list[Case] = [*LIVES.values(), IMPORT]

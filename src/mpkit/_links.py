@@ -1,0 +1,21 @@
+"""Makes links of the kind that this system has."""
+
+from __future__ import annotations
+
+from mpkit._link import Link
+from mpkit._platform import descriptors
+from mpkit._streamlink import StreamLink
+
+
+def pair() -> tuple[Link, Link]:
+    """Return both ends of a new connection."""
+    return _kind().pair()
+
+
+def adopt(fd: int) -> Link:
+    """Return the link whose descriptor arrived from another process."""
+    return _kind().adopt(fd)
+
+
+def _kind() -> type[Link]:
+    return Link if descriptors.HAS_PACKETS else StreamLink

@@ -1,0 +1,70 @@
+"""Descriptors that tell of a process, or that carry packets."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import socket
+from typing import Final
+
+from mpkit._platform import LINUX
+
+HAS_PIDFDS: Final = LINUX and hasattr(os, "pidfd_open")
+
+
+def open_pidfd(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when process ``pid`` ends.
+
+    None where the system has no such thing (before Linux 5.3, macOS); then the
+    caller has to look again from time to time. Raises ProcessLookupError if the
+    process is gone and was reaped.
+    """
+    if not HAS_PIDFDS:
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            return None
+        raise
+
+
+#: Whether a local socket can keep packets apart (macOS has no SOCK_SEQPACKET for AF_UNIX).
+HAS_PACKETS: Final = LINUX and hasattr(socket, "SOCK_SEQPACKET")
+
+
+def socket_pair(whole: int) -> tuple[socket.socket, socket.socket]:
+    """Return two connected local sockets, of packets if the system has those.
+
+    Over a stream, each has room for ``whole`` bytes, and takes them at once or not at all, as
+    far as the system can.
+    """
+    if HAS_PACKETS:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for end in pair:
+        # macOS begins with room for 8 KiB. BSD, and it, send no part of what may not block
+        # while there is less room than this "low water mark"; Linux has none for sending.
+        for option, size in ((socket.SO_SNDBUF, 2 * whole), (socket.SO_SNDLOWAT, whole)):
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, option, size)
+    return pair
+
+
+def die_when_hung_up(fd: int) -> bool:
+    """Have the kernel SIGKILL this process when the last writer of pipe ``fd`` is gone.
+
+    Returns False where the kernel cannot. Unlike ``PR_SET_PDEATHSIG`` it does not
+    depend on which *thread* of the parent forked, and unlike a watching thread it
+    works while C code holds the GIL.
+    """
+    if not (LINUX and hasattr(fcntl, "F_SETSIG")):
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_ASYNC)
+    return True

@@ -1,0 +1,150 @@
+"""A `concurrent.futures.Future` whose locks and lists are made for those who ask for them.
+
+Most futures of a pool are asked for nothing before they are done. A condition with its
+lock, its queue and its bound methods takes ten times the memory of all else in a future,
+and the collector of garbage has to look at each part of it, time and again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+R = TypeVar("R")
+
+_PENDING, _RUNNING, _FINISHED = "PENDING", "RUNNING", "FINISHED"
+_CANCELLED, _NOTIFIED = "CANCELLED", "CANCELLED_AND_NOTIFIED"
+
+#: Held while the state of a future changes that has no condition yet, and while one gets its
+#: condition: so whoever waits, in that condition, either sees the change or is seen by it.
+#: Nobody who holds it waits for anything.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+# Some thread of the parent may have held it, which is not in the child to let go.
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+class LightFuture(Future[R]):
+    """A Future. What differs is when its parts are made, and that states are read unlocked."""
+
+    # What `Future.__init__` gives to each, here for all that have no other.
+    _result: Any = None
+    _exception: BaseException | None = None
+    _made_condition: threading.Condition | None = None
+    _made_waiters: list[Any] | None = None
+    _made_callbacks: list[Any] | None = None
+
+    def __init__(self) -> None:
+        self._state: str = _PENDING
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        condition = self._made_condition
+        if condition is None:
+            with _lock:
+                condition = self._made_condition
+                if condition is None:
+                    condition = self._made_condition = threading.Condition()
+        return condition
+
+    # These two are used by who has the condition, or the lock while there is none.
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        if self._made_waiters is None:
+            self._made_waiters = []
+        return self._made_waiters
+
+    @property
+    def _done_callbacks(self) -> list[Any]:
+        if self._made_callbacks is None:
+            self._made_callbacks = []
+        return self._made_callbacks
+
+    def cancelled(self) -> bool:
+        """Tell whether it was cancelled."""
+        return self._state in (_CANCELLED, _NOTIFIED)
+
+    def running(self) -> bool:
+        """Tell whether it runs, and cannot be cancelled."""
+        return self._state == _RUNNING
+
+    def done(self) -> bool:
+        """Tell whether it has ended, or was cancelled."""
+        return self._state in (_CANCELLED, _NOTIFIED, _FINISHED)
+
+    def result(self, timeout: float | None = None) -> R:
+        """Return what the call returned, blocking until it has."""
+        if self._state == _FINISHED and self._exception is None:
+            result: R = self._result
+            return result
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the call raised, or None, blocking until it is over."""
+        if self._state == _FINISHED:
+            return self._exception
+        return super().exception(timeout)
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Not for users: have it run; False if it was cancelled, and those who wait know that."""
+        if self._changes(_PENDING, _RUNNING):
+            return True
+        return super().set_running_or_notify_cancel()
+
+    def wait_again(self) -> None:
+        """Not for users: it runs no more. A Future knows no way back."""
+        if not self._changes(_RUNNING, _PENDING):
+            with self._condition:
+                if self._state == _RUNNING:
+                    self._state = _PENDING
+
+    def set_result(self, result: R) -> None:
+        """Not for users: the pool sets results."""
+        if not self._changes(_RUNNING, _FINISHED, result):
+            super().set_result(result)
+        elif self._made_callbacks:
+            self._call_back()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Not for users: the pool sets exceptions."""
+        if not self._changes(_RUNNING, _FINISHED, None, exception):
+            super().set_exception(exception)
+        elif self._made_callbacks:
+            self._call_back()
+
+    def add_done_callback(self, fn: Callable[[Future[R]], object]) -> None:
+        """Have ``fn`` called with this future when it is done, or at once if it is."""
+        with _lock:
+            pending = self._made_condition is None and self._state in (_PENDING, _RUNNING)
+            if pending:
+                self._done_callbacks.append(fn)
+        if not pending:
+            super().add_done_callback(fn)
+
+    def _call_back(self) -> None:
+        invoke: Any = getattr(self, "_invoke_callbacks")  # noqa: B009  typeshed knows nothing of it
+        invoke()
+
+    def _changes(
+        self, old: str, new: str, result: Any = None, exception: BaseException | None = None
+    ) -> bool:
+        """Change the state from ``old``, if there is no condition by which to tell anybody."""
+        with _lock:
+            if self._made_condition is not None or self._state != old:
+                return False
+            if new is _FINISHED:
+                self._result, self._exception = result, exception
+            self._state = new
+            return True

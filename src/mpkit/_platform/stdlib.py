@@ -1,0 +1,213 @@
+"""Private corners of the standard library, each with a test on every supported version."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing.connection as connection
+import multiprocessing.forkserver
+import multiprocessing.popen_fork
+import multiprocessing.process
+import multiprocessing.resource_tracker
+import os
+import signal
+import sys
+import threading
+from multiprocessing import util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+
+def call_at_exit(function: Callable[[], object], priority: int) -> util.Finalize:
+    """Call ``function`` when this process ends, in the root and in multiprocessing's children.
+
+    Not in what forks from it. Callables with a priority of 0 or more are called before
+    child processes are joined, others after. (`atexit` is not enough: a child of
+    multiprocessing leaves through `os._exit`.)
+    """
+    return util.Finalize(None, function, exitpriority=priority)
+
+
+def wait_for_threads() -> None:
+    """Wait for all threads but daemons, as each process does before it ends; for once only."""
+    shutdown: Any = getattr(threading, "_shutdown")  # noqa: B009  as multiprocessing does
+    shutdown()
+
+
+def call_when_gone(
+    thing: object, function: Callable[..., object], args: tuple[Any, ...], priority: int
+) -> util.Finalize:
+    """Call ``function(*args)`` when ``thing`` is garbage, or at the latest as `call_at_exit`."""
+    return util.Finalize(thing, function, args, exitpriority=priority)
+
+
+def process_being_forked() -> Any:
+    """Return the `multiprocessing.Process` that this thread is forking right now, or None.
+
+    To be called from an `os.register_at_fork` handler. That a fork moves the channel
+    ends among the arguments of a plain ``Process(target, args)`` needs to know them
+    *before* it happens, and multiprocessing offers no hook.
+    """
+    launch = multiprocessing.popen_fork.Popen._launch.__code__  # type: ignore[attr-defined]
+    # A forked child is still inside its parent's _launch(), and has its own life in here.
+    child = multiprocessing.process.BaseProcess._bootstrap.__code__  # type: ignore[attr-defined]
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not child:
+        if frame.f_code is launch:
+            return frame.f_locals.get("process_obj")
+        frame = frame.f_back
+    return None
+
+
+def close_what_a_failed_fork_left(error: OSError) -> None:
+    """Close the pipes that multiprocessing makes for a process, and forgets if it cannot fork.
+
+    (CPython 3.11 to 3.14: ``popen_fork.Popen._launch`` has no ``finally``.) Whoever tries
+    again when there is more room would use up the descriptors meanwhile.
+    """
+    launch = multiprocessing.popen_fork.Popen._launch.__code__  # type: ignore[attr-defined]
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_code is launch:
+            for name in ("parent_r", "child_w", "child_r", "parent_w"):
+                if name in frame.f_locals:  # the second pipe may be what failed
+                    os.close(frame.f_locals[name])
+        traceback = traceback.tb_next
+
+
+def pid_of(process: Any) -> int | None:
+    """Return the pid of a Process or its Popen, if it was started and not closed."""
+    pid: int | None = getattr(getattr(process, "_popen", process), "pid", None)
+    return pid
+
+
+def known_exitcode(process: Any, patience: float) -> int | None:
+    """Return how a Process, or its Popen, ended, if multiprocessing has waited for it.
+
+    Or if a fork server tells so within ``patience`` seconds; `call_when_launched` knows the
+    Popen then.
+    """
+    popen: Any = getattr(process, "_popen", process)
+    if getattr(popen, "method", None) == "forkserver":
+        popen.wait(patience)
+    code: int | None = getattr(popen, "returncode", None)
+    return code
+
+
+def forget_child(process: Any) -> None:
+    """Have multiprocessing let go of a Process that ended, and for which others have waited.
+
+    It would keep it, and its pipes, for as long as this program runs.
+    """
+    multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
+
+
+def owns(lock: Any) -> bool:
+    """Tell whether the calling thread holds an RLock."""
+    owned: bool = lock._is_owned()
+    return owned
+
+
+def call_when_launched(popen: Any, function: Callable[[], object]) -> None:
+    """Call ``function`` as soon as a spawning ``Popen`` has copied what its process needs.
+
+    That is when it learns the pid; it never does if the start fails. What is given away
+    must be let go of then, and not when this process happens to look at it again: it may
+    be about to wait for someone who waits for the end of just that.
+    """
+    kind: Any = popen.__class__
+
+    def set_attribute(popen: Any, name: str, value: object) -> None:
+        kind.__setattr__(popen, name, value)
+        if name == "pid":
+            function()
+
+    own: dict[str, Any] = {"__setattr__": set_attribute}
+    if popen.method == "forkserver":
+        own["poll"] = _poll_in_turns(kind)
+    popen.__class__ = type(kind.__name__, (kind,), own)
+
+
+def _poll_in_turns(kind: Any) -> Callable[..., int | None]:
+    """Return a ``poll`` in which one thread at a time reads the exit code from the fork server.
+
+    It comes once, through a pipe: a second one would find the end, and take that for 255.
+    """
+    turn, owner = threading.RLock(), os.getpid()
+
+    def poll(popen: Any, flag: int = os.WNOHANG) -> int | None:
+        code: int | None = popen.returncode
+        if code is not None or os.getpid() != owner:  # a forked child has that pipe, too
+            return code
+        if flag != os.WNOHANG:
+            connection.wait([popen.sentinel])
+        with turn:
+            code = kind.poll(popen, os.WNOHANG)
+        return code
+
+    return poll
+
+
+def pass_once(popen: Any) -> None:
+    """Have a spawning ``popen`` pass each descriptor once, however often it was pickled.
+
+    What the first attempt at pickling an argument had begun, the second one (by
+    cloudpickle) repeats, and spawn refuses to pass the same descriptor twice.
+    """
+    if popen.method == "spawn":
+        popen._fds[:] = dict.fromkeys(popen._fds)
+
+
+def start_directory() -> str:
+    """Return the working directory in which the program began."""
+    return multiprocessing.process.ORIGINAL_DIR or os.getcwd()  # type: ignore[attr-defined]
+
+
+def main_is_being_imported() -> bool:
+    """Tell whether this process is being prepared by multiprocessing.
+
+    It may be the fork server then, importing the program's main module for children
+    that are not born yet: it does not belong to the program's family, they will.
+    """
+    return getattr(multiprocessing.process.current_process(), "_inheriting", False)
+
+
+@contextlib.contextmanager
+def interrupts_held(method: str) -> Generator[None, None, None]:
+    """Have no SIGINT reach this thread, nor a process that it starts until that allows it.
+
+    (The fork server is nobody's child here: what it forks begins with SIGINT allowed.)
+    """
+    # The helpers of multiprocessing would inherit that, and to start one ends it in this thread.
+    if method != "fork":
+        multiprocessing.resource_tracker.ensure_running()
+    if method == "forkserver":
+        multiprocessing.forkserver.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def allow_interrupts() -> None:
+    """Let SIGINT in again, in a process that was started by `interrupts_held`."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def renew_standard_streams() -> None:
+    """Give a forked child's standard output and error buffers and locks of their own.
+
+    While some thread of the parent prints, it holds the buffer's lock. A child that is
+    forked just then has a copy of the lock that nobody will ever release. (multiprocessing
+    flushes them first, so a child has nothing in them that it has to write.)
+    """
+    if getattr(multiprocessing.process.current_process(), "_start_method", None) != "fork":
+        return
+    for stream in {sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__}:
+        buffer: Any = getattr(stream, "buffer", None)
+        if type(buffer) is io.BufferedWriter:
+            io.BufferedWriter.__init__(buffer, buffer.raw)  # that makes the lock

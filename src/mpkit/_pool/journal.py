@@ -1,0 +1,209 @@
+"""Reports of workers, in memory that they share with the parent.
+
+By socket a report costs a worker one system call, and the parent two, at each of which its
+threads take turns: for a short task that is more than all else. So a worker writes what is
+small into its journal, and says by socket only what is large, or that there is something to
+read, if the parent sleeps.
+
+A record is there once the count of bytes that were written says so, which is one store of
+eight bytes: a worker that is killed has reported a task or it has not. Nobody waits for
+anybody: a worker has never more tasks than its journal has room for reports.
+
+    0   number of the parent's sleep, or 0 while it is awake
+    8   bytes written by the worker of slot 0, of slot 1, ...
+    …   the journals: records of four bytes of length, and so many bytes
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import threading
+from multiprocessing.reduction import DupFd
+from typing import TYPE_CHECKING, Any, Final
+
+from mpkit import _fork
+from mpkit._platform import memory
+from mpkit._pool.schedule import MOST_IN_PACKET
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Bytes of a record at most. (Arbitrary: the result of a short task is mostly much shorter.)
+MOST_BYTES: Final = 400
+
+_LENGTH: Final = struct.Struct("=I")
+#: In place of a length: what follows is at the start of the journal.
+_TURN: Final = 0xFFFF_FFFF
+
+#: The report of each task that a worker may have, of the few that are about itself, and twice
+#: what may be lost where a record does not fit at the end.
+_SIZE: Final = 64 * 1024
+assert (MOST_BYTES + _LENGTH.size) * (2 * MOST_IN_PACKET + 8) <= _SIZE
+
+_turnstile = threading.Lock()
+
+
+def _in_order() -> None:
+    """Have the stores and loads before this take effect before those after it.
+
+    Processors may do them in another order. To release a lock comes after what was done with it,
+    to take one before, and the one before the other.
+    """
+    with _turnstile:
+        pass
+    with _turnstile:
+        pass
+
+
+class Journal:
+    """What a worker writes to. Its parent makes it, and gives it to the worker's process."""
+
+    def __init__(self, shared: mmap.mmap, fd: int, slot: int, slots: int) -> None:
+        self._shared = shared
+        self._fd = fd
+        self._slot = slot
+        self._slots = slots
+        self._written = 0
+        self._woken = 0
+
+    def __reduce__(self) -> Any:
+        # Only while a process is being spawned, with this among its arguments.
+        return _arrive, (DupFd(self._fd), self._slot, self._slots)
+
+    def begin(self) -> None:
+        """Make ready to write, in the worker."""
+        view = memoryview(self._shared)
+        self._counts = view[: 8 * (1 + self._slots)].cast("Q")
+        self._records = view[_start(self._slot, self._slots) :][:_SIZE]
+
+    def write(self, record: bytes) -> bool:
+        """Add a record; tell whether the parent sleeps, and is to be woken, once for each sleep."""
+        size = _LENGTH.size + len(record)
+        place = self._written % _SIZE
+        if place + size > _SIZE:
+            if place + _LENGTH.size <= _SIZE:
+                _LENGTH.pack_into(self._records, place, _TURN)
+            self._written += _SIZE - place
+            place = 0
+        _LENGTH.pack_into(self._records, place, len(record))
+        self._records[place + _LENGTH.size : place + size] = record
+        self._written += size
+        _in_order()
+        self._counts[1 + self._slot] = self._written
+        _in_order()
+        sleep = self._counts[0]
+        if sleep in (0, self._woken):
+            return False
+        self._woken = sleep
+        return True
+
+
+def _arrive(copy: Any, slot: int, slots: int) -> Journal:
+    (fd,) = fds = _fork.owned([copy.detach()])
+    shared = memory.shared_map(fd, _start(slots, slots), whole=False)
+    fds.close()
+    if shared is None:
+        raise MemoryError("a worker has no room for the map by which it reports")
+    return Journal(shared, -1, slot, slots)
+
+
+def _start(slot: int, slots: int) -> int:
+    """Return where a journal begins; behind the last one the memory ends."""
+    head = -(-8 * (1 + slots) // 4096) * 4096
+    return head + slot * _SIZE
+
+
+class Journals:
+    """The journals of all workers, as their parent has them. For the supervisor's thread only."""
+
+    def __init__(self, slots: int, *, forks: bool) -> None:
+        self._slots = slots
+        size = _start(slots, slots)
+        self._file = _fork.owned([])
+        if forks:
+            self._shared: mmap.mmap | None = mmap.mmap(-1, size)
+        else:
+            with _fork.guard:
+                self._file.keep([memory.anonymous_file(size)])
+            self._shared = memory.shared_map(self._file[0], size, whole=False)
+        if self._shared is None:
+            raise MemoryError(f"there is no room for a map of {size:,} bytes")
+        view = memoryview(self._shared)
+        self._counts = view[: 8 * (1 + slots)].cast("Q")
+        self._written = view[8 : 8 * (1 + slots)]
+        self._records = view
+        self._seen = bytes(8 * slots)
+        self._read = [0] * slots
+        self._free = list(range(slots))
+        self._sleeps = 0
+
+    def open(self) -> int | None:
+        """Return a free slot, for a worker that is about to be started; None if there is none."""
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        self._read[slot] = self._counts[1 + slot] = 0
+        return slot
+
+    def journal(self, slot: int) -> Journal:
+        """Return what the worker of a slot gets."""
+        assert self._shared is not None
+        fd = self._file[0] if self._file else -1
+        return Journal(self._shared, fd, slot, self._slots)
+
+    def give_back(self, slot: int) -> None:
+        """The worker of this slot is dead, and its journal was read."""
+        self._free.append(slot)
+
+    def read(self, slot: int) -> Iterator[bytes]:
+        """Yield the records that were not read."""
+        start = _start(slot, self._slots)
+        written = self._counts[1 + slot]
+        _in_order()
+        while self._read[slot] < written:
+            place = self._read[slot] % _SIZE
+            if place + _LENGTH.size > _SIZE:
+                self._read[slot] += _SIZE - place
+                continue
+            (length,) = _LENGTH.unpack_from(self._records, start + place)
+            if length == _TURN:
+                self._read[slot] += _SIZE - place
+                continue
+            begin = start + place + _LENGTH.size
+            self._read[slot] += _LENGTH.size + length
+            yield bytes(self._records[begin : begin + length])
+
+    def unread(self, slot: int) -> bool:
+        """Tell whether there is something to read."""
+        return self._read[slot] < self._counts[1 + slot]
+
+    def changed(self) -> bool:
+        """Tell whether anybody has written since this was last asked."""
+        now = bytes(self._written)
+        if now == self._seen:
+            return False
+        self._seen = now
+        return True
+
+    def fall_asleep(self) -> bool:
+        """Have the next one who writes wake us; False if somebody has written meanwhile."""
+        self._sleeps += 1
+        self._counts[0] = self._sleeps
+        _in_order()
+        if bytes(self._written) == self._seen:
+            return True
+        self._counts[0] = 0
+        return False
+
+    def wake_up(self) -> None:
+        """Have nobody wake us."""
+        self._counts[0] = 0
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for view in (self._counts, self._written, self._records):
+            view.release()
+        if self._shared is not None:
+            self._shared.close()
+        self._file.close()

@@ -1,0 +1,107 @@
+"""A call on its way to a worker: its function by name, if it has one, and its arguments.
+
+A function at the top level of a module is pickled as a name anyway. To have a pickler find
+that out takes longer than to pickle a few arguments, and so does it to read it.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import BuiltinFunctionType, FunctionType
+from typing import TYPE_CHECKING, Any, Final
+
+from mpkit import _parcel
+from mpkit._process import PARTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mpkit._parcel import Parcel
+    from mpkit._process import Call
+
+#: A call begins with how many bytes of name follow, or this, if all of it is in the message.
+_NAMELESS: Final = b"\x00"
+_LONGEST: Final = 255
+
+
+def pack(call: Call) -> tuple[bytes, Parcel | None]:
+    """Pickle a call; return it, or its head and the parcel that is to be sealed with that.
+
+    Raises NotPicklable, naming what cannot travel.
+    """
+    fn, args, kwargs = call.fn, call.args, call.kwargs
+    head = _named(fn)
+    if head is None:
+        head = _NAMELESS
+        parcel = _parcel.pack((fn, args, kwargs), f"{call.what}(...)", PARTS)
+    elif not args and not kwargs:
+        return head, None
+    else:
+        parcel = _parcel.pack((args, kwargs), f"{call.what}(...)", PARTS[1:])
+    if parcel.small(_parcel.MOST_INLINE):
+        return parcel.seal(head)[0], None
+    return head, parcel
+
+
+def unpack(data: bytes, fds: list[int]) -> tuple[Callable[..., Any], Any, Any]:
+    """Return the function and the arguments of a call. Raises what unpickling raises."""
+    length = data[0]
+    if not length:
+        fn, args, kwargs = _parcel.unpack(data, fds, 1)
+        return fn, args, kwargs
+    end = 1 + length
+    text = data[1:end]
+    try:
+        module, name = _names[text]
+        fn = sys.modules[module].__dict__[name]
+    except KeyError:
+        fn = _find(text)
+    if end == len(data):
+        return fn, (), {}
+    args, kwargs = _parcel.unpack(data, fds, end)
+    return fn, args, kwargs
+
+
+#: The functions that were called lately, by their ids: their modules, names and heads.
+_known: dict[int, tuple[Any, str, str, bytes]] = {}
+_MOST_KNOWN: Final = 1000
+
+
+def _named(fn: Callable[..., Any]) -> bytes | None:
+    """Return the head of a call of a function that its module has by its name, or None."""
+    known = _known.get(id(fn))
+    if known is not None:
+        same, module, name, head = known
+        if same is fn and _is_there(fn, module, name):
+            return head
+    if type(fn) not in (FunctionType, BuiltinFunctionType):
+        return None
+    module, name = fn.__module__, fn.__qualname__
+    if not module or not _is_there(fn, module, name):  # a method of a builtin class has none
+        return None
+    text = f"{module}\n{name}".encode()
+    if len(text) > _LONGEST:
+        return None
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    head = bytes([len(text)]) + text
+    _known[id(fn)] = fn, module, name, head
+    return head
+
+
+def _is_there(fn: Callable[..., Any], module: str, name: str) -> bool:
+    names: dict[str, Any] = getattr(sys.modules.get(module), "__dict__", {})
+    return names.get(name) is fn
+
+
+#: The module and the name that heads stand for which came here.
+_names: dict[bytes, tuple[str, str]] = {}
+
+
+def _find(text: bytes) -> Any:
+    """Import a function, as pickle would."""
+    module, name = text.decode().split("\n")
+    __import__(module)
+    fn = getattr(sys.modules[module], name)
+    _names[text] = module, name
+    return fn

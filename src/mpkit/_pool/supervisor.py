@@ -1,0 +1,487 @@
+"""The one thread of a pool, and the processes that it runs.
+
+The supervisor thread owns everything here: the schedule, the workers, the ledger of
+tasks that are not settled. Other threads only append to what it is told, and wake it, or
+take the `Shortcut` to a worker that is idle. It waits, in one poll and without a timeout
+unless a task has one, for that wake-up, for what workers report, and for their deaths; turns
+these into events of the `Schedule`; and performs the actions that the schedule decides on.
+
+No lock is shared between processes, so no dead one can hold any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import selectors
+import signal
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from mpkit import _fork, _outcome
+from mpkit._platform import descriptors
+from mpkit._pool import wire
+from mpkit._pool.crew import Worker
+from mpkit._pool.dispatch import Dispatch
+from mpkit._pool.journal import Journals
+from mpkit._pool.ledger import Ledger
+from mpkit._pool.schedule import (
+    Abandon,
+    Lose,
+    Retire,
+    Schedule,
+    Send,
+    Spawn,
+    TakeBack,
+)
+from mpkit._pool.shortcut import Shortcut
+from mpkit._pool.verdict import Verdict
+from mpkit._pool.warden import Warden
+from mpkit._process import GRACE
+from mpkit._wait import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from multiprocessing.context import BaseContext
+
+    from mpkit._parcel import Parcel
+    from mpkit._pool.ledger import Entry
+    from mpkit._pool.schedule import Action
+    from mpkit._pool.shortcut import Handed
+    from mpkit._pool.stats import Recorder
+    from mpkit._pool.task import Task
+    from mpkit._process import Call
+
+
+_STOPPED = "was stopped with its pool"
+
+#: Seconds that the supervisor waits at most before it looks again. (epoll counts to 24 days.)
+LONGEST_WAIT = 86_400.0
+
+
+class Supervisor:
+    """Runs tasks on processes of its own. See the module's docstring for who owns what."""
+
+    def __init__(
+        self,
+        workers: int,
+        context: BaseContext,
+        recorder: Recorder,
+        *,
+        init: Call | None = None,
+        tasks_per_worker: int | None = None,
+        memory_limit: int | None = None,
+        memory_hard_limit: int | None = None,
+    ) -> None:
+        self._recorder = recorder
+        self._context = context
+        self._init = init
+        limits = [limit for limit in (memory_limit, memory_hard_limit) if limit is not None]
+        self._memory_limit = min(limits, default=None)
+        self._schedule = Schedule(workers, tasks_per_worker)
+        self._crew: dict[int, Worker] = {}
+        self._numbers = itertools.count()
+        self._ledger = Ledger()
+        self._dispatch = Dispatch(self._crew, self._ledger, self._schedule)
+        self._warden = Warden(
+            self._crew,
+            self._ledger,
+            self._schedule,
+            read_reports=self._read_reports,
+            take_back=self._take_back,
+            memory_hard_limit=memory_hard_limit,
+        )
+        forks = context.get_start_method() == "fork"
+        # Those that are being replaced may live on beside those that replace them. For some of
+        # them: the others report by socket.
+        self._journals = Journals(workers + workers // 4 + 1, forks=forks)
+        self._verdict = Verdict(self._ledger, self._schedule, forks=forks)
+        self._thread: threading.Thread | None = None
+        self._terminated = False
+        self._shortcut = Shortcut()
+        # Whether the supervisor has begun, or is not to begin any more.
+        self._supervised = self._given_up = False
+        #: What was submitted, and then everything else that the supervisor is told.
+        self._arrived: deque[tuple[Task[Any], bytes, Parcel | None]] = deque()
+        self._inbox: deque[Callable[[], None]] = deque()
+        recorder.unheard = lambda: len(self._arrived) + len(self._shortcut)
+        self._woken = False
+        #: Whether it will take no more, of itself or because it failed.
+        self.ends = False
+        self._over = threading.Event()
+        # Held by who wakes the supervisor, and by the supervisor while it ends: so that
+        # nobody wakes what is no longer there.
+        self._ending = threading.RLock()
+        self._selector = selectors.DefaultSelector()
+        with _fork.guard:
+            self._wake_reader, self._wake_writer = os.pipe()
+            _fork.know(self)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, self._woke)
+        # The first workers start here: a fork is safest while there are few threads.
+        try:
+            self._act()
+            self._thread = threading.Thread(target=self._supervise, name="mpkit pool", daemon=True)
+            self._thread.start()  # RuntimeError if there is no room for one
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        """End what was begun. A Ctrl-C may have come when the supervisor had just started."""
+        with self._ending:
+            self._given_up = not self._supervised
+        if self._given_up:
+            self._stop_workers()
+            self._release()
+            self._journals.close()
+        else:
+            self.terminate()
+            self.join(None)
+
+    # called by any thread
+
+    def submit(self, task: Task[Any], head: bytes, parcel: Parcel | None) -> None:
+        """Have a call run, which `packing.pack` has made."""
+        if parcel is None and task.options.timeout is None:
+            sent = self._shortcut.send(task, head)
+            if sent is not None:
+                if not sent:
+                    self._wake()
+                return
+        self._arrived.append((task, head, parcel))
+        self._wake()
+
+    def close(self) -> None:
+        """No more calls will come: have the workers leave when all are done."""
+        self.tell(self._schedule.close)
+
+    def terminate(self) -> None:
+        """Cancel what waits, and kill the workers. Does not wait."""
+        self._shortcut.close()
+        self.tell(self._terminate)
+
+    def join(self, timeout: float | None) -> bool:
+        """Wait until the workers have left and every task is settled."""
+        return self._over.wait(timeout)
+
+    def cancel_waiting(self) -> None:
+        """Cancel the tasks with which no worker has begun."""
+        self.tell(self._ledger.cancel_waiting)
+
+    def cancelled(self, task: Task[Any]) -> None:
+        """End the pause of a task that was to be tried again."""
+        self.tell(lambda: self._ledger.wake(task.number))
+
+    def kill(self, task: Task[Any]) -> None:
+        """End a task that runs, by killing its worker."""
+        self.tell(lambda: self._warden.kill(task.number))
+
+    def is_own_thread(self) -> bool:
+        """Tell whether the calling thread is the supervisor."""
+        # Not by its number, which is another thread's when it has ended.
+        return threading.current_thread() is self._thread
+
+    def recall(self, task: Task[Any]) -> bool:
+        """Take back a task from the inbox of its worker; tell whether it was in there.
+
+        It may have been sent again by now: then the caller looks once more.
+        """
+        entry: Entry | Handed | None = self._ledger.get(task.number)
+        if entry is None:
+            entry = self._shortcut.find(task.number)
+        number = None if entry is None else entry.worker
+        worker = None if number is None else self._crew.get(number)
+        if worker is None or number is None:
+            return False
+        return worker.recall(
+            task.number, lambda: self.tell(lambda: self._take_back(number)), self._waits_again
+        )
+
+    def _waits_again(self, number: int) -> None:
+        entry = self._ledger.get(number) or self._shortcut.find(number)
+        if entry is not None:
+            entry.task.wait_again()
+
+    def tell(self, message: Callable[[], None]) -> None:
+        """Have the supervisor call this, soon."""
+        self._inbox.append(message)
+        self._wake()
+
+    def _wake(self) -> None:
+        # The supervisor clears the flag before it looks for what there is: if it is set here,
+        # what we appended is yet to be seen.
+        if not self._woken:
+            with self._ending:
+                if self._over.is_set():
+                    self._refuse_the_rest()
+                else:
+                    # Nothing in between from which a signal handler may raise, or nobody
+                    # would ever wake the supervisor again.
+                    self._woken = True
+                    os.write(self._wake_writer, b"!")
+
+    def _refuse_the_rest(self) -> None:
+        """Settle what was submitted when it was too late. Holds _ending."""
+        self._take_in()
+        while self._inbox:
+            self._inbox.popleft()()
+        self._ledger.settle_all(_STOPPED)
+        self._woken = False
+
+    # the supervisor thread
+
+    def _supervise(self) -> None:
+        with self._ending:
+            self._supervised = not self._given_up
+        if self._given_up:
+            return
+        try:
+            while not self._schedule.over:
+                when = self._next_round()
+                sleeps = self._journals.fall_asleep()
+                ready = self._selector.select(_seconds_until(when) if sleeps else 0)
+                self._journals.wake_up()
+                for key, _ in ready:
+                    key.data()
+                if self._journals.changed():
+                    for number, worker in list(self._crew.items()):
+                        if worker.has_written():
+                            self._read_reports(number)
+                self._take_in()
+                while self._inbox:
+                    self._inbox.popleft()()
+                if when is not None:
+                    self._warden.make_rounds(self._retire)
+                    self._verdict.try_again()
+                self._act()
+                self._offer()
+        finally:
+            # Reached by an error only if mpkit has a bug: then nobody must wait for ever.
+            self.ends = True
+            self._stop_workers()
+            with self._ending:
+                self._over.set()
+                self._refuse_the_rest()
+            self._release()  # nobody wakes us any more
+            self._journals.close()
+            self._recorder.close()
+
+    def _next_round(self) -> float | None:
+        """Return the time (of `time.monotonic`) at which there is something to do anyway."""
+        times = self._warden.next_round(), self._verdict.next_try()
+        return min((when for when in times if when is not None), default=None)
+
+    def _woke(self) -> None:
+        os.read(self._wake_reader, 512)
+        self._woken = False
+
+    def _submitted(self, task: Task[Any], head: bytes, parcel: Parcel | None) -> None:
+        self._recorder.submitted += 1
+        self._ledger.add(task, head, parcel)
+        if self._terminated:  # it was being packed meanwhile
+            self._ledger.settle_all(_STOPPED)
+        else:
+            self._verdict.queue(task)
+
+    def _take_in(self) -> None:
+        """Take in what callers have submitted, and what they have sent to idle workers."""
+        while self._arrived:
+            self._submitted(*self._arrived.popleft())
+        for task, head, number, receipt in self._shortcut.handed():
+            if not receipt or number not in self._crew:
+                task.wait_again()
+                self._submitted(task, head, None)
+                continue
+            self._recorder.submitted += 1
+            self._ledger.add(task, head, None)
+            self._schedule.handed(number, task.number, priority=task.options.priority)
+            self._ledger.sent(task.number, number, self._crew[number].pid)
+
+    def _offer(self) -> None:
+        """Let callers have the workers that have nothing to do."""
+        if descriptors.HAS_PACKETS:  # of what is in a stream the supervisor keeps count
+            for number in self._schedule.idle_workers():
+                self._shortcut.offer(number, self._crew[number])
+
+    def _take_back(self, number: int) -> None:
+        """Put what a worker has not taken where others can have it."""
+        worker = self._crew.get(number)
+        if worker is not None:
+            tasks = worker.take_back()
+            self._take_in()  # what came back may have been sent by a caller
+            self._dispatch.returned(number, tasks)
+
+    def _retire(self, number: int) -> None:
+        self._perform(self._schedule.retire(number))
+
+    def _terminate(self) -> None:
+        self._terminated = True
+        self._stop_workers()
+        self._ledger.settle_all(_STOPPED)
+        self._schedule.stop()
+
+    # what workers say
+
+    def _read_reports(self, number: int) -> None:
+        """Take in what a worker has reported."""
+        worker = self._crew.get(number)
+        if worker is None:  # it ended in the same round
+            return
+        had_hung_up = worker.hung_up
+        for message, fds in worker.reports():
+            match message:
+                case wire.Done() if self._runs(number, message.task):
+                    self._done(number, message, fds)
+                    self._warden.strike(number)  # it has the next one to run now
+                case wire.Ready() if not self._schedule.has_started(number):
+                    self._schedule.started(number)
+                case wire.InitFailed(error) if not self._schedule.has_started(number):
+                    self._verdict.init_failed(error, fds)
+                case _:  # it looks like a report, and makes no sense
+                    worker.disbelieve()
+        if worker.hung_up and not had_hung_up:  # its death, which we watch, will tell us more
+            self._unwatch(worker.outbox.fd)
+            self._warden.hung_up(number)
+
+    def _runs(self, number: int, task: int) -> bool:
+        """Tell whether a worker runs a task, with what is not known yet taken into account."""
+        if self._schedule.running(number) != task:
+            self._take_in()  # some caller has sent it
+        if self._schedule.running(number) != task:
+            self._take_back(number)  # some thread has taken back what was before it
+        return self._schedule.running(number) == task
+
+    def _done(self, number: int, done: wire.Done, fds: list[int]) -> None:
+        worker = self._crew[number]
+        worker.reported(done.task)
+        task = self._ledger[done.task].task
+        failed = done.outcome[:1] == _outcome.FAILED
+        self._schedule.finished(number, done.task, done.ended - done.began)
+        self._recorder.task_ended(worker.pid, task, done.began, done.ended, failed)
+        if self._memory_limit is not None and done.resident > self._memory_limit:
+            self._retire(number)
+        end = self._verdict.raised if failed else self._verdict.done
+        end(done.task, done.outcome[1:], fds)
+
+    def _ended(self, number: int) -> None:
+        """A worker's process has ended: take in its last words, and what it left unread."""
+        worker = self._crew[number]
+        self._shortcut.withdraw(number)
+        self._take_in()
+        worker.reap()
+        while worker.has_reports():
+            self._read_reports(number)
+        self._dispatch.returned(number, worker.take_back())
+        if not self._schedule.has_started(number):
+            self._verdict.ended_before_it_started(worker)
+        for task in self._schedule.died(number):
+            self._ledger.came_back(task)
+        self._unwatch(worker.outbox.fd)
+        self._unwatch(worker.child.sentinel)
+        self._recorder.worker_ended(worker.pid, worker.ended, worker.retiring)
+        # The errors of what it ran name its process, so they are made before it is gone.
+        self._act()
+        del self._crew[number]
+        worker.close()
+
+    def _unwatch(self, fd: int) -> None:
+        """Watch a descriptor no more, before it is closed; again is fine.
+
+        A closed one would stay with epoll for as long as a forked child has a copy of it,
+        and its events would then be taken for those of the next one with that number.
+        """
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(fd)
+
+    # what the schedule decides
+
+    def _act(self) -> None:
+        self._perform(self._schedule.decide())
+
+    def _perform(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(number, tasks):
+                    if self._shortcut.withdraw(number):
+                        self._dispatch.send(number, tasks)
+                    else:  # they are sent when it reports what it was sent meanwhile
+                        self._dispatch.returned(number, tasks)
+                case Spawn():
+                    self._spawn()
+                case TakeBack(number):
+                    self._take_back(number)
+                case Retire(number):
+                    idle = self._shortcut.withdraw(number)
+                    self._crew[number].retire(idle=idle and self._schedule.running(number) is None)
+                case Lose(task, number):
+                    self._recorder.lost += 1
+                    self._verdict.lost(task, self._crew[number])
+                case Abandon(task, attempts):
+                    self._verdict.abandoned(task, attempts)
+
+    def _spawn(self) -> None:
+        report_memory = self._memory_limit is not None
+        try:
+            worker = Worker(self._context, self._journals, self._init, report_memory=report_memory)
+        except (OSError, MemoryError, EOFError) as error:  # the last: the fork server had none
+            self._verdict.no_process(error)
+            return
+        except BaseException as error:  # pickling the initializer is user code
+            if not self.is_own_thread():
+                raise  # to who makes the pool
+            self._verdict.init_cannot_travel(error)
+            return
+        # First of all: what is in the crew is ended if a Ctrl-C ends the making of the pool.
+        self._crew[(number := next(self._numbers))] = worker
+        self._recorder.worker_started(worker.pid)
+        watch = functools.partial(self._selector.register, events=selectors.EVENT_READ)
+        watch(worker.outbox.fd, data=functools.partial(self._read_reports, number))
+        watch(worker.child.sentinel, data=functools.partial(self._ended, number))
+        self._schedule.spawned(number)
+
+    # the end
+
+    def _stop_workers(self) -> None:
+        for worker in self._crew.values():
+            worker.ask_to_end()
+        patience = Deadline(GRACE)
+        for worker in self._crew.values():
+            if not worker.child.join(patience.left()):
+                worker.child.signal(signal.SIGKILL)
+                worker.child.join(None)
+            self._recorder.worker_ended(worker.pid, "was stopped", True)
+            self._unwatch(worker.outbox.fd)
+            self._unwatch(worker.child.sentinel)
+            worker.close()
+        self._crew.clear()
+
+    def _release(self) -> None:
+        # Guarded: a child that is forked when this is half done would close, once more, what
+        # has these numbers by then.
+        with _fork.guard:
+            self._selector.close()
+            os.close(self._wake_reader)
+            writer, self._wake_writer = self._wake_writer, -1
+            os.close(writer)
+
+    # a fork of this process
+
+    def _before_fork(self) -> None:
+        """Nothing to decide."""
+
+    def _after_fork_in_parent(self) -> None:
+        """Nothing to let go of."""
+
+    def _after_fork_in_child(self) -> None:
+        # Nothing of the pool lives here: its thread does not, its links have closed
+        # themselves, and its workers belong to the parent.
+        if self._wake_writer >= 0:
+            self._release()
+
+
+def _seconds_until(when: float | None) -> float | None:
+    return None if when is None else min(max(0.0, when - time.monotonic()), LONGEST_WAIT)

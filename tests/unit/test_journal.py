@@ -1,0 +1,132 @@
+"""What workers write for their parent to read: in order, whole, and never lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpkit._pool import journal
+from mpkit._pool.journal import MOST_BYTES, Journal, Journals
+from mpkit._pool.schedule import MOST_IN_PACKET
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(params=["inherited", "opened"])
+def journals(request: pytest.FixtureRequest) -> Iterator[Journals]:
+    made = Journals(3, forks=request.param == "inherited")
+    yield made
+    made.close()
+
+
+def opened(journals: Journals) -> tuple[int, Journal]:
+    slot = journals.open()
+    assert slot is not None
+    writer = journals.journal(slot)
+    writer.begin()
+    return slot, writer
+
+
+@settings(max_examples=30)
+@given(rounds=st.lists(st.lists(st.integers(0, MOST_BYTES), max_size=2 * MOST_IN_PACKET + 8)))
+def test_records_come_whole_and_in_order_however_often_it_wraps(rounds: list[list[int]]) -> None:
+    journals = Journals(1, forks=True)
+    slot, writer = opened(journals)
+    for sizes in rounds:
+        records = [bytes([number % 256]) * size for number, size in enumerate(sizes)]
+        for record in records:
+            writer.write(record)
+        assert journals.unread(slot) == bool(records)
+        assert list(journals.read(slot)) == records
+        assert not journals.unread(slot)
+    del writer
+    journals.close()
+
+
+def test_it_has_room_for_all_that_a_worker_may_report_wherever_it_begins(
+    journals: Journals,
+) -> None:
+    slot, writer = opened(journals)
+    largest = [bytes([number]) * MOST_BYTES for number in range(2 * MOST_IN_PACKET)]
+    for shift in range(0, 70_000, 397):
+        writer.write(b"x" * (shift % MOST_BYTES))
+        list(journals.read(slot))
+        for record in largest:
+            writer.write(record)
+        assert list(journals.read(slot)) == largest
+    del writer
+
+
+def test_what_was_not_counted_is_not_there(journals: Journals) -> None:
+    """As when a worker is killed between the record and its count."""
+    slot, writer = opened(journals)
+    writer.write(b"whole")
+    counted = writer._counts[1 + slot]
+    writer.write(b"half")
+    writer._counts[1 + slot] = counted
+    assert list(journals.read(slot)) == [b"whole"]
+    del writer
+
+
+def test_who_sleeps_is_to_be_woken_once_by_each(journals: Journals) -> None:
+    (_, one), (_, other) = opened(journals), opened(journals)
+    assert not one.write(b"it is awake")
+    assert journals.changed()
+    assert journals.fall_asleep()
+    assert one.write(b"1")
+    assert not one.write(b"2")
+    assert other.write(b"3")
+    journals.wake_up()
+    assert not other.write(b"4")
+    assert not journals.fall_asleep(), "there is something to read"
+    assert journals.changed()
+    assert not journals.changed()
+    assert journals.fall_asleep()
+    assert one.write(b"in its next sleep")
+    del one, other
+
+
+def test_a_slot_is_given_to_one_at_a_time_and_begins_anew(journals: Journals) -> None:
+    slots = [journals.open() for _ in range(4)]
+    assert slots[3] is None
+    assert len(set(slots)) == 4
+    slot = slots[1]
+    assert slot is not None
+    writer = journals.journal(slot)
+    writer.begin()
+    writer.write(b"of the first worker")
+    journals.give_back(slot)
+    assert journals.open() == slot
+    assert list(journals.read(slot)) == []
+    writer = journals.journal(slot)
+    writer.begin()
+    writer.write(b"of the second")
+    assert list(journals.read(slot)) == [b"of the second"]
+    del writer
+
+
+def test_a_writer_that_is_killed_leaves_what_it_has_written() -> None:
+    journals = Journals(1, forks=True)
+    slot = journals.open()
+    assert slot is not None
+    writer = journals.journal(slot)
+    pid = os.fork()
+    if not pid:
+        writer.begin()
+        for number in range(100_000):
+            writer.write(b"%d" % number)
+            if number == 99:
+                os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert list(journals.read(slot)) == [b"%d" % number for number in range(100)]
+    journals.close()
+
+
+def test_there_is_room_for_what_it_has_to_hold() -> None:
+    assert (MOST_BYTES + 4) * (2 * MOST_IN_PACKET + 8) + MOST_BYTES <= journal._SIZE

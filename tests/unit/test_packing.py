@@ -1,0 +1,107 @@
+"""Calls on their way to a worker: functions by name where they have one."""
+
+from __future__ import annotations
+
+import functools
+import os.path
+import sys
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from mpkit import NotPicklable
+from mpkit._pool import packing
+from mpkit._process import Call
+from tests import poolwork
+
+
+def travelled(fn: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+    data, parcel = packing.pack(Call(fn, args, kwargs))
+    assert parcel is None
+    return packing.unpack(data, [])
+
+
+def without_cloudpickle() -> Any:
+    return patch.dict(sys.modules, {"cloudpickle": None})
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module whose names change."""
+    made = ModuleType("changing")
+    monkeypatch.setitem(sys.modules, "changing", made)
+    exec("def fn(): return 'first'", vars(made))
+    return made
+
+
+@pytest.mark.parametrize("fn", [poolwork.square, pow, os.path.join, functools.reduce])
+def test_a_function_with_a_name_travels_as_that(fn: Any) -> None:
+    data, parcel = packing.pack(Call(fn, (), {}))
+    assert parcel is None
+    assert data == bytes([len(data) - 1]) + f"{fn.__module__}\n{fn.__qualname__}".encode()
+    assert packing.unpack(data, []) == (fn, (), {})
+    assert travelled(fn, 1, [2], key="k") == (fn, (1, [2]), {"key": "k"})
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        dict,
+        [].append,
+        "text".join,
+        str.upper,
+        functools.partial(pow, 2),
+        ModuleType("m").__repr__,
+    ],
+    ids=str,
+)
+def test_any_other_callable_travels_as_pickle_has_it(fn: Any) -> None:
+    try:
+        data, parcel = packing.pack(Call(fn, (3,), {}))
+    except NotPicklable:
+        return
+    assert parcel is None
+    assert data[0] == 0
+    assert packing.unpack(data, [])[1:] == ((3,), {})
+
+
+def test_a_name_that_means_another_function_by_now_is_not_sent(module: ModuleType) -> None:
+    first = module.fn
+    assert travelled(first) == (first, (), {})
+    exec("def fn(): return 'second'", vars(module))
+    with pytest.raises(NotPicklable, match="not the same object"), without_cloudpickle():
+        packing.pack(Call(first, (), {}))
+    assert travelled(module.fn)[0]() == "second"
+    module.fn = first
+    assert travelled(first)[0]() == "first"
+
+
+def test_a_worker_calls_what_has_the_name_there(module: ModuleType) -> None:
+    """As pickle does: a module may have been changed by an earlier task."""
+    data, _ = packing.pack(Call(module.fn, (), {}))
+    assert packing.unpack(data, [])[0]() == "first"
+    exec("def fn(): return 'changed'", vars(module))
+    assert packing.unpack(data, [])[0]() == "changed"
+    del module.fn
+    with pytest.raises(AttributeError, match="fn"):
+        packing.unpack(data, [])
+    vars(module)["__getattr__"] = lambda name: f"made for {name}"
+    assert packing.unpack(data, [])[0] == "made for fn"
+
+
+def test_a_name_that_is_too_long_is_left_to_pickle(module: ModuleType) -> None:
+    name = "f" * 300
+    exec(f"def {name}(): return 'long'", vars(module))
+    fn = getattr(module, name)
+    data, _ = packing.pack(Call(fn, (), {}))
+    assert data[0] == 0
+    assert travelled(fn)[0] is fn
+
+
+def test_what_is_known_of_functions_is_bounded(module: ModuleType) -> None:
+    for number in range(packing._MOST_KNOWN + 10):
+        exec(f"def f{number}(): pass", vars(module))
+        packing.pack(Call(getattr(module, f"f{number}"), (), {}))
+    assert len(packing._known) <= packing._MOST_KNOWN
