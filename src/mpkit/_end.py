@@ -90,9 +90,10 @@ class End:
             raise BrokenChannel(self.label, why) from None
 
     def say_goodbye(self) -> None:
-        """Say that no more will be sent. Never blocks; if nobody listens, so be it."""
-        if self.send_closed:
-            return
+        """Say that no more will be sent. Never blocks; if nobody listens, so be it.
+
+        When it returns it has been said, also if another thread was just about to say it.
+        """
         self.send_closed = True
         with contextlib.suppress(LinkDown, OSError):
             self.link.send_last(_HEADER.pack(_GOODBYE, os.getpid()))

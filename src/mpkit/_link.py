@@ -157,9 +157,14 @@ class Link:
                 return False
 
     def send_last(self, data: bytes) -> None:
-        """Send a small packet, if there is room; none can be sent any more. Never blocks."""
+        """Send a small packet, if there is room; none can be sent any more. Never blocks.
+
+        Once one was sent, it does nothing.
+        """
         now = _wait.Deadline(0)
         with self._sending:
+            if self._said_last:
+                return
             try:
                 if not self.send(data, (), now):
                     # The other end has a buffer full of packets to read first.

@@ -165,6 +165,28 @@ def test_a_call_in_the_middle_of_a_close_does_not_cut_the_goodbye_off(
     assert type(caught.value) is EndOfChannel
 
 
+def test_a_close_waits_for_the_goodbye_that_close_send_is_about_to_say(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shut the connection before that was out, and the other end heard of a death."""
+    here, there = pair
+    send_last = here._end.link.send_last
+
+    def overtaken(data: bytes) -> None:
+        monkeypatch.undo()
+        closing.start()
+        until(lambda: here._said)
+        send_last(data)
+
+    closing = threading.Thread(target=here.close)
+    monkeypatch.setattr(here._end.link, "send_last", overtaken)
+    here.close_send()
+    closing.join(PATIENCE)
+    with pytest.raises(EndOfChannel) as caught:
+        there.recv(PATIENCE)
+    assert type(caught.value) is EndOfChannel
+
+
 def test_garbage_says_goodbye() -> None:
     here, there = channel()
     here.send(1)
