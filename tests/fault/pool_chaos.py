@@ -273,6 +273,7 @@ class Chaos:
     def _end(self, round_: Round, monkey: Monkey, *, terminated: bool = False) -> None:
         self.ends += round_.check(monkey, terminated=terminated)
         self.tasks = self.ends.total()
+        gc.collect()  # what was raised holds frames, and these a round with all its tasks
         self.resident.append(resident_bytes())
 
     def _chance_of_its_own(self) -> random.Random:
