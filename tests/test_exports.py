@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import pathlib
 import subprocess
 import sys
 
@@ -27,9 +29,30 @@ NOT_IMPORTED = [
 
 
 def test_all_is_what_is_public() -> None:
-    names = {name for name in vars(mpkit) if not name.startswith("_")}
-    assert names - {"annotations"} == set(mpkit.__all__)
+    names = {name for name in dir(mpkit) if not name.startswith("_")}
+    assert names == set(mpkit.__all__)
     assert len(mpkit.__all__) == len(set(mpkit.__all__))
+
+
+def test_a_name_is_imported_from_where_type_checkers_are_told() -> None:
+    tree = ast.parse(pathlib.Path(mpkit.__file__).read_text(encoding="utf-8"))
+    told = {
+        alias.name: node.module
+        for branch in tree.body
+        if isinstance(branch, ast.If)
+        for node in branch.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    homes = {name: f"mpkit.{home}" for name, home in vars(mpkit)["_HOMES"].items()}
+    assert told == homes
+
+
+def test_what_is_not_there_is_an_attribute_error_as_of_any_module() -> None:
+    with pytest.raises(AttributeError, match="module 'mpkit' has no attribute 'Pool'"):
+        getattr(mpkit, "Pool")  # noqa: B009  type checkers know that it is not there
+    with pytest.raises(ImportError, match="cannot import name 'Pool' from 'mpkit'"):
+        exec("from mpkit import Pool")
 
 
 @pytest.mark.parametrize("name", mpkit.__all__)
@@ -63,8 +86,18 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
+#: Imports mpkit and all that it has.
+EVERYTHING = "from mpkit import *"
+
+
 def test_importing_mpkit_imports_nothing_optional_or_heavy() -> None:
-    assert not modules_after("import mpkit") & set(NOT_IMPORTED)
+    assert not modules_after(EVERYTHING) & set(NOT_IMPORTED)
+
+
+def test_importing_mpkit_imports_nothing_of_it_that_was_not_asked_for() -> None:
+    ours = {name for name in modules_after("import mpkit") if name.startswith("mpkit")}
+    assert ours == {"mpkit", "mpkit._errors"}
+    assert "mpkit._pool.pool" in modules_after(EVERYTHING)
 
 
 def test_importing_mpkit_starts_and_registers_nothing() -> None:
@@ -75,7 +108,7 @@ os.register_at_fork = lambda **kinds: registered.append(kinds)
 atexit.register = lambda *args: registered.append(args)
 handlers = signal.getsignal(signal.SIGCHLD), signal.getsignal(signal.SIGINT)
 fds, finalizers = os.listdir("/dev/fd"), set(util._finalizer_registry)
-import mpkit
+from mpkit import *
 assert threading.active_count() == 1
 assert os.listdir("/dev/fd") == fds
 assert set(util._finalizer_registry) == finalizers

@@ -30,8 +30,14 @@ a few processes, and `wait` waits for any of them.
 #   _child       a process of ours         _process    start and Job
 #   _pool/       TaskPool: schedule (pure), wire, packing, journal, worker, warden, shortcut,
 #                supervisor, engine, and the facade
+#
+# Only the errors are imported at once. All else is when it is first asked for: a program that
+# has a limit needs no pool, and neither do the workers of a pool, each of which imports mpkit
+# anew unless it is forked.
 
+import importlib as _importlib
 import sys as _sys
+import typing as _typing
 
 if _sys.platform == "win32":  # before anything asks for what is not there
     raise ImportError(
@@ -39,8 +45,6 @@ if _sys.platform == "win32":  # before anything asks for what is not there
         "over sockets, on which it rests. It works in WSL."
     )
 
-from mpkit._channel import Channel as Channel
-from mpkit._channel import channel as channel
 from mpkit._errors import BrokenChannel as BrokenChannel
 from mpkit._errors import ChannelClosed as ChannelClosed
 from mpkit._errors import ChannelMoved as ChannelMoved
@@ -63,20 +67,58 @@ from mpkit._errors import TaskTimeout as TaskTimeout
 from mpkit._errors import WorkerDied as WorkerDied
 from mpkit._errors import WorkerInitError as WorkerInitError
 from mpkit._errors import WouldDeadlock as WouldDeadlock
-from mpkit._limit import Semaphore as Semaphore
-from mpkit._limit import limit as limit
-from mpkit._pool.calls import Calls as Calls
-from mpkit._pool.pool import TaskPool as TaskPool
-from mpkit._pool.results import Results as Results
-from mpkit._pool.stats import Stats as Stats
-from mpkit._pool.stats import Trace as Trace
-from mpkit._pool.stats import WorkerStats as WorkerStats
-from mpkit._pool.task import Task as Task
-from mpkit._pool.worker import worker_state as worker_state
-from mpkit._process import Job as Job
-from mpkit._process import start as start
-from mpkit._signal import Signal as Signal
-from mpkit._wait import wait as wait
+
+if _typing.TYPE_CHECKING:
+    from mpkit._channel import Channel as Channel
+    from mpkit._channel import channel as channel
+    from mpkit._limit import Semaphore as Semaphore
+    from mpkit._limit import limit as limit
+    from mpkit._pool.calls import Calls as Calls
+    from mpkit._pool.pool import TaskPool as TaskPool
+    from mpkit._pool.results import Results as Results
+    from mpkit._pool.stats import Stats as Stats
+    from mpkit._pool.stats import Trace as Trace
+    from mpkit._pool.stats import WorkerStats as WorkerStats
+    from mpkit._pool.task import Task as Task
+    from mpkit._pool.worker import worker_state as worker_state
+    from mpkit._process import Job as Job
+    from mpkit._process import start as start
+    from mpkit._signal import Signal as Signal
+    from mpkit._wait import wait as wait
+else:
+    #: In which module each of these is.
+    _HOMES = {
+        "Calls": "_pool.calls",
+        "Channel": "_channel",
+        "Job": "_process",
+        "Results": "_pool.results",
+        "Semaphore": "_limit",
+        "Signal": "_signal",
+        "Stats": "_pool.stats",
+        "Task": "_pool.task",
+        "TaskPool": "_pool.pool",
+        "Trace": "_pool.stats",
+        "WorkerStats": "_pool.stats",
+        "channel": "_channel",
+        "limit": "_limit",
+        "start": "_process",
+        "wait": "_wait",
+        "worker_state": "_pool.worker",
+    }
+
+    # Hidden from type checkers: for them a module with a `__getattr__` has whatever is asked for.
+    def __getattr__(name: str) -> object:
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        thing: object = getattr(_importlib.import_module(f"{__name__}.{home}"), name)
+        globals()[name] = thing  # so that this is asked once for each
+        return thing
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "BrokenChannel",

@@ -39,6 +39,14 @@ def take_int(value: int) -> None: ...
 def take_error(error: BaseException) -> None: ...
 
 
+# what there is not
+
+
+def unknown() -> None:
+    mpkit.Pool  # type: ignore[attr-defined]
+    mpkit.typing  # type: ignore[attr-defined]
+
+
 # limit and Semaphore
 
 
