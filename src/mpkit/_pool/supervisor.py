@@ -3,8 +3,9 @@
 The supervisor thread owns everything here: the schedule, the workers, the ledger of
 tasks that are not settled. Other threads only append to what it is told, and wake it, or
 take the `Shortcut` to a worker that is idle. It waits, in one poll and without a timeout
-unless a task has one, for that wake-up, for what workers report, and for their deaths; turns
-these into events of the `Schedule`; and performs the actions that the schedule decides on.
+unless a task has one or a worker is leaving, for that wake-up, for what workers report, and
+for their deaths; turns these into events of the `Schedule`; and performs the actions that the
+schedule decides on.
 
 No lock is shared between processes, so no dead one can hold any.
 """
@@ -417,6 +418,7 @@ class Supervisor:
                 case Retire(number):
                     idle = self._shortcut.withdraw(number)
                     self._crew[number].retire(idle=idle and self._schedule.running(number) is None)
+                    self._warden.told_to_leave()
                 case Lose(task, number):
                     self._recorder.lost += 1
                     self._verdict.lost(task, self._crew[number])

@@ -1,5 +1,7 @@
 """What ends a task by ending its worker: its timeout, `Task.kill`, the hard memory limit.
 
+And what ends a worker that has nothing to do, and does not leave when told to.
+
 A worker may have taken several tasks, and what we know of it is a little late: it may have
 done the one that is to be ended, and have begun the next. To kill it then would be the end
 of an innocent. So it is stopped first (SIGSTOP), then all that it has reported is read, and
@@ -58,6 +60,10 @@ class Warden:
         # When to kill workers that are to end, in order: the grace is always the same.
         self._last_calls: deque[tuple[float, int]] = deque()
         self._next_look = 0.0
+        # When to look after those that were told to leave; None if there are none. And who of
+        # them stood still at the last look.
+        self._next_visit: float | None = None
+        self._standing: set[int] = set()
         #: Tasks that are to be killed, as soon as their worker runs them.
         self._hunted: set[int] = set()
 
@@ -68,6 +74,8 @@ class Warden:
             when = _earlier(when, self._last_calls[0][0])
         if self._memory_hard_limit is not None and self._ledger.in_flight:
             when = _earlier(when, self._next_look)
+        if self._next_visit is not None:
+            when = _earlier(when, self._next_visit)
         return when
 
     def make_rounds(self, retire: Callable[[int], None]) -> None:
@@ -82,6 +90,31 @@ class Warden:
         if self._memory_hard_limit is not None and self._next_look <= now:
             self._next_look = now + BETWEEN_LOOKS
             self._weigh_all(self._memory_hard_limit)
+        if self._next_visit is not None and self._next_visit <= now:
+            self._visit_leaving()
+
+    def told_to_leave(self) -> None:
+        """A worker was told to leave: see now and then, until it has, that nothing keeps it."""
+        if self._next_visit is None:
+            self._next_visit = time.monotonic() + GRACE / 2
+
+    def _visit_leaving(self) -> None:
+        """Kill who was told to leave, has nothing to run, and is stopped: nobody waits for it.
+
+        One that is not stopped may have much to do at its end, and is waited for. Nor is it
+        enough to have found it stopped once: after Ctrl-Z and `fg` we may go on before it does.
+        """
+        leaving = {number for number, worker in self._crew.items() if worker.retiring}
+        standing = {
+            number
+            for number in leaving
+            if self._schedule.running(number) is None
+            and processes.is_stopped(self._crew[number].pid)
+        }
+        for number in standing & self._standing:
+            self._crew[number].child.signal(signal.SIGKILL)
+        self._standing = standing
+        self._next_visit = time.monotonic() + GRACE / 2 if leaving else None
 
     def _time_out(self, entry: Entry, retire: Callable[[int], None]) -> None:
         number, timeout = entry.worker, entry.task.options.timeout
@@ -102,11 +135,12 @@ class Warden:
 
         Unless something has closed its descriptors and goes on, or waits for packets in
         what has their numbers by now. So it is given some time, and killed then. One that
-        babbles will do no better.
+        babbles will do no better. (One that was told to leave, and has nothing to run, is about
+        to end indeed: its connection is gone while its interpreter takes all else down.)
         """
         if self._crew[number].babbles:
             self._end(number)
-        elif not self._crew[number].retiring:
+        elif not self._crew[number].retiring or self._schedule.running(number) is not None:
             self._last_calls.append((time.monotonic() + GRACE, number))
 
     def _end(self, number: int) -> None:
