@@ -26,6 +26,7 @@ LAYERS = [
     "_runtime",
     "_presence",
     "_wait",
+    "_anyof",
     "_signal",
     "_bells",
     "_slotfile",

@@ -12,7 +12,8 @@ a few processes, and `wait` waits for any of them.
 #   _reach       what arguments refer to   _fork       what a fork lets go of
 #   _runtime     the folder in which processes meet
 #   _presence    that a process is there   _wait       the one way to block
-#   _signal      Signal                    _bells      to wake one of another process
+#   _anyof       wait: for several things  _signal     Signal
+#   _bells       to wake one of another process
 #   _slotfile    the file of a semaphore   _queue      those who wait for it
 #   _slots       slots, as locks           _sharing    one of them for a path
 #   _waiter      who wakes whom
@@ -69,6 +70,7 @@ from mpkit._errors import WorkerInitError as WorkerInitError
 from mpkit._errors import WouldDeadlock as WouldDeadlock
 
 if _typing.TYPE_CHECKING:
+    from mpkit._anyof import wait as wait
     from mpkit._channel import Channel as Channel
     from mpkit._channel import channel as channel
     from mpkit._limit import Semaphore as Semaphore
@@ -84,7 +86,6 @@ if _typing.TYPE_CHECKING:
     from mpkit._process import Job as Job
     from mpkit._process import start as start
     from mpkit._signal import Signal as Signal
-    from mpkit._wait import wait as wait
 else:
     #: In which module each of these is.
     _HOMES = {
@@ -102,7 +103,7 @@ else:
         "channel": "_channel",
         "limit": "_limit",
         "start": "_process",
-        "wait": "_wait",
+        "wait": "_anyof",
         "worker_state": "_pool.worker",
     }
 

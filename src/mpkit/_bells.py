@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from typing import Final
 
 from mpkit import _fork, _runtime
@@ -119,7 +118,7 @@ class Bells:
             return fd
 
     def _make(self) -> Bell:
-        token = secrets.randbits(63)
+        token = int.from_bytes(os.urandom(8), "big") >> 1
         path = self._path(os.getpid(), token)
         with _fork.guard:
             self._sweep()

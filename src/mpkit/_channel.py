@@ -17,11 +17,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
-
-from typing_extensions import TypeVar
 
 from mpkit import _codec, _links
 from mpkit._end import End
@@ -29,6 +28,11 @@ from mpkit._errors import EndOfChannel
 from mpkit._line import Place
 from mpkit._port import NOTHING, Port
 from mpkit._wait import Deadline
+
+if sys.version_info >= (3, 13):  # where it knows defaults
+    from typing import TypeVar
+else:
+    from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,9 +13,7 @@ import os
 import pickle
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Self
-
-from typing_extensions import TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Self, TypeVar
 
 from mpkit import _fork, _links, _outcome, _pickling, _wait
 from mpkit._child import Child

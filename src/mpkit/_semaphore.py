@@ -10,12 +10,10 @@ from __future__ import annotations
 import functools
 import math
 import os
-import secrets
 import sys
 import threading
 import weakref
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 from mpkit import _fork, _runtime, _wait
 from mpkit._errors import LimitTimeout, WouldDeadlock
@@ -42,8 +40,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(NamedTuple):
     """Who holds a slot: ``pid``, the name of the ``process``, ``since`` when.
 
     ``process`` is the name that multiprocessing gave it, or its command line. ``since``
@@ -104,7 +101,7 @@ class Semaphore:
     def __init__(self, slots: int, *, name: str | None = None) -> None:
         check_slots(slots)
         if name is None:
-            key = secrets.token_hex(8)
+            key = os.urandom(8).hex()
             frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
             place = f"Semaphore made at {line(frame)}"
             home = _runtime.family_home()

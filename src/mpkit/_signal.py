@@ -19,13 +19,10 @@ import contextlib
 import io
 import os
 import re
-import secrets
 import select
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Protocol
-
-from typing_extensions import override
 
 from mpkit import _fork, _runtime, _wait
 from mpkit._platform import files
@@ -34,6 +31,14 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Generator, Sequence
     from typing import Self
+
+    from typing_extensions import override
+else:
+
+    def override(method: Callable[..., Any]) -> Callable[..., Any]:
+        """Be `typing.override`, which came with Python 3.12, for what is only to be read."""
+        return method
+
 
 #: How long, in seconds, a thread outlives the task that awaited a foreign event.
 _ABANDONED_AFTER = 0.1
@@ -119,7 +124,7 @@ class Signal:
 
     def __init__(self, *, name: str | None = None) -> None:
         if name is None:
-            path = os.path.join(_runtime.family_home().path, f"sig-{secrets.token_hex(8)}")
+            path = os.path.join(_runtime.family_home().path, f"sig-{os.urandom(8).hex()}")
         else:
             check_name(name)
             path = os.path.join(_runtime.named_home().path, f"sig-{name}")

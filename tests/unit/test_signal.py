@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpkit import _runtime
+from mpkit._anyof import wait
 from mpkit._signal import Signal
-from mpkit._wait import wait
 from tests.support import PATIENCE, copied, until
 
 if TYPE_CHECKING:

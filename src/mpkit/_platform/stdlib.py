@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing.connection as connection
-import multiprocessing.forkserver
 import multiprocessing.popen_fork
 import multiprocessing.process
-import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -143,6 +140,8 @@ def _poll_in_turns(kind: Any) -> Callable[..., int | None]:
         if code is not None or os.getpid() != owner:  # a forked child has that pipe, too
             return code
         if flag != os.WNOHANG:
+            from multiprocessing import connection  # noqa: PLC0415  a fork server has it
+
             connection.wait([popen.sentinel])
         with turn:
             code = kind.poll(popen, os.WNOHANG)
@@ -183,9 +182,13 @@ def interrupts_held(method: str) -> Generator[None, None, None]:
     """
     # The helpers of multiprocessing would inherit that, and to start one ends it in this thread.
     if method != "fork":
-        multiprocessing.resource_tracker.ensure_running()
+        from multiprocessing import resource_tracker  # noqa: PLC0415  a fork has no use for it
+
+        resource_tracker.ensure_running()
     if method == "forkserver":
-        multiprocessing.forkserver.ensure_running()
+        from multiprocessing import forkserver  # noqa: PLC0415
+
+        forkserver.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import operator
-import random
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 
 from mpkit import _wait
 
@@ -27,9 +25,8 @@ class OptionNames(TypedDict, total=False):
     name: str | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Options:
-    """How to run a task.
+class Options(NamedTuple):
+    """How to run a task. `changed` makes them, and checks what it is given.
 
     Args:
         timeout: seconds that it may run, from its start in a worker. Then its worker is
@@ -50,21 +47,25 @@ class Options:
     priority: int = 0
     name: str | None = None
 
-    def __post_init__(self) -> None:
+    def _checked(self) -> Options:
+        """Return these options as they are meant; raises for what makes no sense."""
         _wait.check_timeout(self.timeout)
         if self.timeout == 0:
             raise ValueError("timeout is more than 0 seconds: no task could end in none")
         if not isinstance(self.name, (str, type(None))):
             raise TypeError(f"name is a text, not {self.name!r}")
-        for field in ("retries", "priority"):
-            object.__setattr__(self, field, whole_number(field, getattr(self, field)))
-        if self.retries < 0:
-            raise ValueError(f"retries is not negative, unlike {self.retries}")
+        retries = whole_number("retries", self.retries)
+        if retries < 0:
+            raise ValueError(f"retries is not negative, unlike {retries}")
         if isinstance(self.backoff, bool) or not isinstance(self.backoff, (int, float)):
             raise TypeError(f"backoff is a number of seconds, not {self.backoff!r}")
         if not 0 <= self.backoff < math.inf:
             raise ValueError(f"backoff is 0 or more seconds, unlike {self.backoff!r}")
-        object.__setattr__(self, "retry_on", _exception_classes(self.retry_on))
+        return self._replace(
+            retries=retries,
+            retry_on=_exception_classes(self.retry_on),
+            priority=whole_number("priority", self.priority),
+        )
 
     def pause_before(self, retry: int) -> float:
         """Return the seconds to wait before the first retry, the second, and so on.
@@ -73,15 +74,17 @@ class Options:
         is more), and a random half of that is left out: those that failed together must
         not all come back together.
         """
+        import random  # noqa: PLC0415  slow to import, and rarely needed
+
         longest = min(self.backoff * 2.0 ** min(retry - 1, 60), max(60.0, self.backoff))
         return random.uniform(longest / 2, longest)
 
     def changed(self, **names: Unpack[OptionNames]) -> Options:
         """Return these options with some of them changed."""
-        unknown = names.keys() - {field.name for field in dataclasses.fields(self)}
+        unknown = names.keys() - set(self._fields)
         if unknown:
             raise TypeError(f"there is no option {unknown.pop()!r}")
-        return dataclasses.replace(self, **names)
+        return self._replace(**names)._checked()
 
 
 def whole_number(name: str, value: object, least: int | None = None) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import os
 import time
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,23 +17,21 @@ if TYPE_CHECKING:
 MOST_WORKERS = 2000
 
 
-@dataclasses.dataclass(slots=True)
-class WorkerStats:
+class WorkerStats(NamedTuple):
     """What one worker did.
 
     ``busy`` is in seconds; ``lived`` is the seconds from its start to its end, or to now.
     """
 
     pid: int
-    tasks: int = 0
-    failed: int = 0
-    busy: float = 0.0
-    lived: float = 0.0
-    reason: str = ""
+    tasks: int
+    failed: int
+    busy: float
+    lived: float
+    reason: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(NamedTuple):
     """What a pool did until now, as `TaskPool.stats` returns it.
 
     Tasks are counted as they were sent: a chunk of a map is one. ``lost`` counts those
@@ -58,6 +54,20 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
+class _Record:
+    """What was noted of a worker. It lives as long as ``reason`` is empty."""
+
+    __slots__ = "busy", "failed", "lived", "reason", "since", "tasks"
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
+        self.tasks = 0
+        self.failed = 0
+        self.busy = 0.0
+        self.lived = 0.0
+        self.reason = ""
+
+
 class Recorder:
     """Notes what happens in a pool. Written by one thread, read by any."""
 
@@ -69,20 +79,20 @@ class Recorder:
         self.failed: int = 0
         self.lost: int = 0
         self.restarts: int = 0
-        self._workers: dict[int, tuple[WorkerStats, float]] = {}
+        self._workers: dict[int, _Record] = {}
         self._traces: list[Trace] = []
 
     def worker_started(self, pid: int) -> None:
         """A worker was started."""
         if len(self._workers) >= MOST_WORKERS:
             self._forget_one()
-        self._workers[pid] = WorkerStats(pid), time.monotonic()
+        self._workers[pid] = _Record()
         for trace in self._traces:
             trace.lane(pid)
 
     def _forget_one(self) -> None:
         """Forget the worker that was started first, of those that have ended."""
-        ended = (pid for pid, (worker, _) in self._workers.items() if worker.reason)
+        ended = (pid for pid, worker in self._workers.items() if worker.reason)
         if (first := next(ended, None)) is not None:
             del self._workers[first]
 
@@ -90,8 +100,8 @@ class Recorder:
         """A worker is gone."""
         if pid not in self._workers:
             return  # a Ctrl-C came just after its start, and ends the pool that is being made
-        worker, since = self._workers[pid]
-        worker.lived = time.monotonic() - since
+        worker = self._workers[pid]
+        worker.lived = time.monotonic() - worker.since
         worker.reason = reason
         if not expected:
             self.restarts += 1
@@ -100,7 +110,7 @@ class Recorder:
 
     def task_ended(self, pid: int, task: Named, began: float, ended: float, failed: bool) -> None:
         """A worker reported a task; the times are those of `time.monotonic`."""
-        worker, _ = self._workers[pid]
+        worker = self._workers[pid]
         worker.tasks += 1
         worker.busy += ended - began
         self.done += 1
@@ -113,18 +123,18 @@ class Recorder:
     def stats(self) -> Stats:
         """Return what was noted until now."""
         workers: list[WorkerStats] = []
-        for worker, since in list(self._workers.values()):
-            copy = dataclasses.replace(worker)
-            if not copy.reason:
-                copy.lived = time.monotonic() - since
-            workers.append(copy)
+        for pid, it in list(self._workers.items()):
+            # The reason first: it is what is noted last.
+            reason = it.reason
+            lived = it.lived if reason else time.monotonic() - it.since
+            workers.append(WorkerStats(pid, it.tasks, it.failed, it.busy, lived, reason))
         submitted = self.submitted + self.unheard()
         return Stats(submitted, self.done, self.failed, self.lost, self.restarts, workers)
 
     def trace(self, path: str | os.PathLike[str]) -> Trace:
         """Begin a timeline."""
         trace = Trace(os.fspath(path), self._traces.remove)
-        for pid, (worker, _) in list(self._workers.items()):
+        for pid, worker in list(self._workers.items()):
             if not worker.reason:
                 trace.lane(pid)
         self._traces.append(trace)
@@ -170,6 +180,8 @@ class Trace:
     def close(self) -> None:
         """Write the file. Closing twice does nothing."""
         if not self._file.closed:
+            import json  # noqa: PLC0415  slow to import, and rarely needed
+
             with contextlib.suppress(ValueError):
                 self._forget(self)
             with self._file as file:
