@@ -53,7 +53,10 @@ def program(
     So one that hangs can be ended with all its workers.
     """
     here = pathlib.Path(__file__).parent
-    path = os.pathsep.join(filter(None, [str(here.parent), os.environ.get("PYTHONPATH")]))
+    # Ours as if it were installed, as its peers are: found by every interpreter, the fork
+    # server's too, without a detour.
+    places = str(here.parent), str(here.parent / "src"), os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(filter(None, places))
     # By its path and not with -m, as only such a main module is known to the fork server.
     # -P, as then our directory would be where all imports begin.
     command = [sys.executable, "-P", str(here / "alone.py")]

@@ -13,8 +13,8 @@ import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-from mpkit import _fork
-from mpkit._wait import Deadline, poll
+from mpkit import _fork, _wait
+from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -104,7 +104,7 @@ def wait(*things: T, timeout: float | None = None) -> list[T]:
 def _rung(watched: Iterable[Sequence[int]], timeout: float | None) -> set[int]:
     """Poll them all; without blocking if there is one that watches nothing any more."""
     fds = [fd for each in watched for fd in each]
-    return set(poll(fds, timeout if all(watched) else 0.0))
+    return set(_wait.poll(fds, timeout if all(watched) else 0.0))
 
 
 def _is_ready(thing: Any) -> bool:

@@ -41,6 +41,7 @@ class Child:
         self.process: BaseProcess = make(
             target=_main, args=(_lifeline.own(), main, args), name=name, daemon=False
         )
+        stdlib.start_helpers(context.get_start_method())
         try:
             self.process.start()
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import io
 import multiprocessing.popen_fork
 import multiprocessing.process
@@ -174,6 +175,53 @@ def main_is_being_imported() -> bool:
     return getattr(multiprocessing.process.current_process(), "_inheriting", False)
 
 
+def start_helpers(method: str) -> None:
+    """Start the processes of multiprocessing's that it starts ours by, if they do not run yet."""
+    if method != "fork":
+        from multiprocessing import resource_tracker  # noqa: PLC0415  a fork needs none of it
+
+        resource_tracker.ensure_running()
+    if method == "forkserver":
+        _start_fork_server()
+
+
+def _start_fork_server() -> None:
+    """Have the fork server import what all our processes need, before it forks any of them.
+
+    Besides what the program wants it to: that is left as it is. And so is a server that runs.
+    """
+    from multiprocessing import forkserver  # noqa: PLC0415  a fork needs none of it
+
+    server: Any = forkserver._forkserver
+    wanted = server._preload_modules
+    if _is_found_anew("mpkit"):
+        server._preload_modules = with_ours = [*wanted, "mpkit._pool.worker"]
+        try:
+            server.ensure_running()
+        finally:
+            if server._preload_modules is with_ours:  # no other thread has asked for others
+                server._preload_modules = wanted
+    server.ensure_running()
+
+
+def _is_found_anew(package: str) -> bool:
+    """Tell whether a new interpreter finds our ``package``, and no other one of that name.
+
+    A fork server has not what this program has added to its `sys.path` (but in the latest
+    Pythons), and what it has imported is what all the processes have that it forks.
+    """
+    places = [] if sys.flags.safe_path else [""]
+    if not sys.flags.ignore_environment:
+        places += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    if not sys.flags.no_site:
+        import site  # noqa: PLC0415  there already, as a rule
+
+        places += site.getsitepackages()
+        places += [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    spec = importlib.machinery.PathFinder.find_spec(package, places)
+    return spec is not None and spec.origin == sys.modules[package].__file__
+
+
 @contextlib.contextmanager
 def interrupts_held(method: str) -> Generator[None, None, None]:
     """Have no SIGINT reach this thread, nor a process that it starts until that allows it.
@@ -181,14 +229,7 @@ def interrupts_held(method: str) -> Generator[None, None, None]:
     (The fork server is nobody's child here: what it forks begins with SIGINT allowed.)
     """
     # The helpers of multiprocessing would inherit that, and to start one ends it in this thread.
-    if method != "fork":
-        from multiprocessing import resource_tracker  # noqa: PLC0415  a fork has no use for it
-
-        resource_tracker.ensure_running()
-    if method == "forkserver":
-        from multiprocessing import forkserver  # noqa: PLC0415
-
-        forkserver.ensure_running()
+    start_helpers(method)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
