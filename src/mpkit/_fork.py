@@ -36,7 +36,7 @@ _process: Any = None
 #: Which children this thread had before the fork; None if that is not to be known.
 _children: set[int] | None = None
 #: Which signals this thread had blocked before the fork.
-_mask: set[int | signal.Signals] = set()
+_mask: set[int] = set()
 _ALL: Final = signal.valid_signals()
 
 
@@ -159,8 +159,8 @@ def _before() -> None:
     # What a signal handler raises in here is reported and dropped by Python, and the rest
     # of this would be left undone: an end would be nobody's. So signals wait. (Taken by a
     # step of a loop, after which no handler runs.)
-    mask: set[int | signal.Signals] = set()
-    for mask in map(signal.pthread_sigmask, (signal.SIG_BLOCK,), (_ALL,)):
+    mask: set[int] = set()
+    for mask in map(stdlib.signal_mask, (signal.SIG_BLOCK,), (_ALL,)):
         break
     guard.acquire()
     _mask = mask
@@ -216,7 +216,7 @@ def _done() -> None:
     mask = _mask
     guard.release()
     try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        stdlib.signal_mask(signal.SIG_SETMASK, mask)
     except KeyboardInterrupt:
         # Of a Ctrl-C that has waited. Once more, for when Python has returned from the fork
         # (or calls the next one's handler, which drops it); by a step of a loop, or it would

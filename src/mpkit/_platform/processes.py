@@ -84,7 +84,7 @@ def has_stopped(pid: int, patience: float) -> bool:
 def children() -> set[int] | None:
     """Return the pids of the processes that this thread has forked; None if that is not known."""
     try:
-        with open(f"/proc/self/task/{threading.get_native_id()}/children") as file:
+        with open(f"/proc/self/task/{threading.get_native_id()}/children", "rb", 0) as file:
             return {int(pid) for pid in file.read().split()}
     except OSError:
         return None

@@ -15,7 +15,12 @@ from multiprocessing import util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
+
+
+#: `signal.pthread_sigmask`, which returns numbers. To make signals of all of them takes as long
+#: as all else that we do at a fork, in the parent and once more in the child.
+signal_mask: Callable[[int, Iterable[int]], set[int]] = sys.modules["_signal"].pthread_sigmask
 
 
 def call_at_exit(function: Callable[[], object], priority: int) -> util.Finalize:

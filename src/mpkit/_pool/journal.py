@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _fork
 from mpkit._platform import memory
-from mpkit._pool.schedule import MOST_IN_PACKET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +36,9 @@ _LENGTH: Final = struct.Struct("=I")
 _TURN: Final = 0xFFFF_FFFF
 
 #: The report of each task that a worker may have, of the few that are about itself, and twice
-#: what may be lost where a record does not fit at the end.
+#: what may be lost where a record does not fit at the end. (What `schedule` calls "most in a
+#: packet" is not imported for that, as a worker needs nothing else of it. A test looks after it.)
 _SIZE: Final = 64 * 1024
-assert (MOST_BYTES + _LENGTH.size) * (2 * MOST_IN_PACKET + 8) <= _SIZE
 
 _turnstile = threading.Lock()
 

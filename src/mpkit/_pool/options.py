@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 
 from mpkit import _wait
@@ -74,10 +75,11 @@ class Options(NamedTuple):
         is more), and a random half of that is left out: those that failed together must
         not all come back together.
         """
-        import random  # noqa: PLC0415  slow to import, and rarely needed
-
         longest = min(self.backoff * 2.0 ** min(retry - 1, 60), max(60.0, self.backoff))
-        return random.uniform(longest / 2, longest)
+        share = (
+            int.from_bytes(os.urandom(4), "big") / 2**32
+        )  # the module of that name is a slow one
+        return longest * (1 + share) / 2
 
     def changed(self, **names: Unpack[OptionNames]) -> Options:
         """Return these options with some of them changed."""

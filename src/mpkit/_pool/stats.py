@@ -155,6 +155,10 @@ class Trace:
 
     def __init__(self, path: str, forget: Callable[[Trace], None]) -> None:
         """Not for users: `TaskPool.trace` makes them."""
+        # Not in close(): there may be no descriptor left by then.
+        import json  # noqa: PLC0415  slow to import, and rarely needed
+
+        self._dump = json.dump
         # So that a path that cannot be written fails now, and not after the run.
         self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115  closed by close()
         self._forget = forget
@@ -180,12 +184,10 @@ class Trace:
     def close(self) -> None:
         """Write the file. Closing twice does nothing."""
         if not self._file.closed:
-            import json  # noqa: PLC0415  slow to import, and rarely needed
-
             with contextlib.suppress(ValueError):
                 self._forget(self)
             with self._file as file:
-                json.dump({"traceEvents": self._events, "displayTimeUnit": "ms"}, file)
+                self._dump({"traceEvents": self._events, "displayTimeUnit": "ms"}, file)
 
     def __enter__(self) -> Self:
         return self
