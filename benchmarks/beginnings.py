@@ -17,15 +17,27 @@ LIVES = {
     for method in ("fork", "forkserver", "spawn")
 }
 IMPORT = case("import", "ms", count=10, quick=3)
+IMPORT_POOL = case("import of the pool", "ms", count=10, quick=3)
 
 #: How each is imported; the first peer is the least that any of them needs.
 IMPORTS = {
-    "mpkit": "mpkit",
-    "the two of the standard library": "multiprocessing, concurrent.futures",
-    "loky": "loky",
-    "mpire": "mpire",
-    "pebble": "pebble",
-    "joblib": "joblib",
+    "mpkit": "import mpkit",
+    "the two of the standard library": "import multiprocessing, concurrent.futures",
+    "loky": "import loky",
+    "mpire": "import mpire",
+    "pebble": "import pebble",
+    "joblib": "import joblib",
+}
+
+#: And its pool, as some of them import that only when it is asked for.
+IMPORTS_OF_POOLS = {
+    "mpkit": "from mpkit import TaskPool",
+    "multiprocessing": "from multiprocessing.pool import Pool",
+    "concurrent.futures": "from concurrent.futures import ProcessPoolExecutor",
+    "loky": "from loky import ProcessPoolExecutor",
+    "mpire": "from mpire import WorkerPool",
+    "pebble": "from pebble import ProcessPool",
+    "joblib": "from joblib import Parallel",
 }
 
 #: What a program has at its top that has a pool of each library.
@@ -44,11 +56,9 @@ def _lives(library: str, method: str, count: int) -> float:
     return seconds(lambda: [once() for _ in range(count)])
 
 
-def _imported(modules: str, count: int) -> float:
+def _imported(statement: str, count: int) -> float:
     """Return the median of so many fresh interpreters, for each of them."""
-    program = (
-        f"import time; t = time.perf_counter(); import {modules}; print(time.perf_counter() - t)"
-    )
+    program = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
     command = [sys.executable, "-c", program]
     subprocess.run(command, check=True, capture_output=True)  # fills the system's cache of files
     taken = [
@@ -66,7 +76,8 @@ for _method, _row in LIVES.items():
             _row.run(_library)(
                 lambda count, library=_library, method=_method: _lives(library, method, count)
             )
-for _library, _modules in IMPORTS.items():
-    IMPORT.run(_library)(lambda count, modules=_modules: _imported(modules, count))
+for _row, _statements in (IMPORT, IMPORTS), (IMPORT_POOL, IMPORTS_OF_POOLS):
+    for _library, _statement in _statements.items():
+        _row.run(_library)(lambda count, statement=_statement: _imported(statement, count))
 
-CASES: list[Case] = [*LIVES.values(), IMPORT]
+CASES: list[Case] = [*LIVES.values(), IMPORT, IMPORT_POOL]

@@ -52,6 +52,7 @@ LAYERS = [
     "_port",
     "_channel",
     "_outcome",
+    "_call",
     "_lifeline",
     "_child",
     "_process",

@@ -27,7 +27,7 @@ a few processes, and `wait` waits for any of them.
 #   _closing     what is closed at exit    _end        messages and goodbyes
 #   _line        who has to wait his turn  _port       an end in its process
 #   _channel     Channel                   _outcome    how a call's end travels
-#   _lifeline    children leave with us
+#   _call        how a call travels        _lifeline   children leave with us
 #   _child       a process of ours         _process    start and Job
 #   _pool/       TaskPool: schedule (pure), wire, packing, journal, worker, warden, shortcut,
 #                supervisor, engine, and the facade

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mpkit import _process
+from mpkit import _call
 from mpkit._culprit import path_to
 from mpkit._errors import NotPicklable
 from mpkit._pickling import dumps
@@ -82,5 +82,5 @@ def test_so_has_what_is_large() -> None:
 )
 def test_a_call_is_told_by_its_parts(args: Any, kwargs: Any, said: str) -> None:
     with pytest.raises(NotPicklable) as caught:
-        dumps((print, args, kwargs), "print(...)", names=_process.PARTS)
+        dumps((print, args, kwargs), "print(...)", names=_call.PARTS)
     assert f"(inside it: {said}" in str(caught.value)

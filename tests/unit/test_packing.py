@@ -12,8 +12,8 @@ from unittest.mock import patch
 import pytest
 
 from mpkit import NotPicklable
+from mpkit._call import Call
 from mpkit._pool import packing
-from mpkit._process import Call
 from tests import poolwork
 
 

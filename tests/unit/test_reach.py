@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from mpkit import Channel, TaskPool, channel, start
-from mpkit._process import Call
+from mpkit._call import Call
 from mpkit._reach import MOST, reached_from
 from tests.support import PATIENCE
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from multiprocessing import util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -180,6 +180,10 @@ def main_is_being_imported() -> bool:
     return getattr(multiprocessing.process.current_process(), "_inheriting", False)
 
 
+#: Modules that a fork server imports: those of a worker and those of a job.
+PRELOADED: Final = "mpkit._pool.worker", "mpkit._process"
+
+
 def start_helpers(method: str) -> None:
     """Start the processes of multiprocessing's that it starts ours by, if they do not run yet."""
     if method != "fork":
@@ -200,7 +204,7 @@ def _start_fork_server() -> None:
     server: Any = forkserver._forkserver
     wanted = server._preload_modules
     if _is_found_anew("mpkit"):
-        server._preload_modules = with_ours = [*wanted, "mpkit._pool.worker"]
+        server._preload_modules = with_ours = [*wanted, *PRELOADED]
         try:
             server.ensure_running()
         finally:

@@ -19,9 +19,9 @@ from mpkit._pool.task import Control
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
+    from mpkit._call import Call
     from mpkit._pool.options import Options
     from mpkit._pool.task import Task
-    from mpkit._process import Call
 
 
 class Backend(Control, Protocol):

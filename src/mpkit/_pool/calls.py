@@ -7,12 +7,12 @@ from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from mpkit import _outcome
+from mpkit._call import Call
 from mpkit._pool import chunks
 from mpkit._pool import progress as progress_
 from mpkit._pool.options import whole_number
 from mpkit._pool.results import AHEAD, Results
 from mpkit._pool.task import Task
-from mpkit._process import Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

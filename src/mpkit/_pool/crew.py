@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.context import BaseContext
 
+    from mpkit._call import Call
     from mpkit._pool.journal import Journals
     from mpkit._pool.wire import Load, Report
-    from mpkit._process import Call
 
 #: How many reports of one worker to read before looking at the others (arbitrary).
 REPORTS_AT_A_TIME = 64

@@ -14,9 +14,9 @@ from mpkit._pool.supervisor import Supervisor
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
+    from mpkit._call import Call
     from mpkit._pool.options import Options
     from mpkit._pool.task import Task
-    from mpkit._process import Call
 
 _CLOSED = "it was closed"
 

@@ -11,13 +11,13 @@ from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _parcel
-from mpkit._process import PARTS
+from mpkit._call import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mpkit._call import Call
     from mpkit._parcel import Parcel
-    from mpkit._process import Call
 
 #: A call begins with how many bytes of name follow, or this, if all of it is in the message.
 _NAMELESS: Final = b"\x00"

@@ -10,13 +10,13 @@ from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
+from mpkit._call import Call
 from mpkit._platform import memory, stdlib
 from mpkit._platform.processes import usable_cores
 from mpkit._pool.backend import Inline, OnExecutor
 from mpkit._pool.calls import Calls
 from mpkit._pool.engine import Engine
 from mpkit._pool.options import Options, whole_number
-from mpkit._process import Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -49,13 +49,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from multiprocessing.context import BaseContext
 
+    from mpkit._call import Call
     from mpkit._parcel import Parcel
     from mpkit._pool.ledger import Entry
     from mpkit._pool.schedule import Action
     from mpkit._pool.shortcut import Handed
     from mpkit._pool.stats import Recorder
     from mpkit._pool.task import Task
-    from mpkit._process import Call
 
 
 _STOPPED = "was stopped with its pool"

@@ -16,10 +16,10 @@ from mpkit._pool.journal import MOST_BYTES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mpkit._call import Call
     from mpkit._link import Link
     from mpkit._parcel import Parcel
     from mpkit._pool.journal import Journal
-    from mpkit._process import Call
 
 _state: dict[str, Any] = {}
 
