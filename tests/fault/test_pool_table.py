@@ -6,8 +6,8 @@ once, that the pool has all its workers and works as before, and (by the fixture
 that no process, thread or descriptor is left.
 
 Under fork every cell has a pool of its own. Under forkserver and spawn, where a process takes
-long to start, the cells of a row share one, which goes on through all of them; and rows that
-need a pool for each cell have the `FEW` hows that differ in kind.
+long to start, the cells of a row share one, which goes on through all of them; and of rows that
+need a pool for each cell several are at work at once.
 """
 
 from __future__ import annotations
@@ -18,24 +18,20 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import mpkit
-from mpkit import _wait
 from mpkit._platform import processes
 from tests import poolwork
 from tests.documents import ROOT
 from tests.fault.pool_table import HOWS, LEGEND, TABLE, expected, rendered
 from tests.support import (
     PATIENCE,
-    asleep,
     exists,
-    expect_short_tasks,
     stopped,
-    supervisor_held,
-    supervisor_of,
     until,
 )
 
@@ -52,8 +48,8 @@ WORKERS = 2
 LARGE = 300_000
 BEHIND = 6
 
-#: For rows in which each cell needs a pool, where it takes long to start one.
-FEW = ("exception", "os._exit", "SIGKILL", "SIGSTOP", "no descriptors")
+#: How many cells to try at once where each needs a pool: mostly they wait for processes.
+AT_ONCE = 4
 
 KINDS: dict[str, type[BaseException]] = {
     "R": mpkit.RemoteError,
@@ -358,8 +354,9 @@ def test_a_cell_of_the_table(where: str, how: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", TABLE)
 def test_a_row_of_the_table(where: str, method: str, tmp_path: Path) -> None:
     if where in OWN_POOL:
-        for how in FEW:
-            OWN_POOL[where](Cell(where, how, method, tmp_path))
+        cells = [Cell(where, how, method, tmp_path) for how in HOWS]
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(OWN_POOL[where], cells))  # raises what the first to fail raised
         return
     with mpkit.TaskPool(WORKERS, context=method) as pool:
         for how in HOWS:
@@ -385,113 +382,34 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    ("where", "how", "method"),
-    [
-        (where, how, method)
-        for where in TABLE
-        for how in HOWS
-        for method in ("fork", "forkserver", "spawn")
-        if expected(where, how) == "p" and (method == "fork" or how == "SIGKILL")
-    ],
-)
-def test_a_cell_that_ends_the_program_leaves_no_worker(
-    where: str, how: str, method: str, tmp_path: Path
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("where", [where for where, cells in TABLE.items() if "p" in cells])
+def test_the_cells_of_a_row_that_end_the_program_leave_no_worker(
+    where: str, method: str, tmp_path: Path
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    with subprocess.Popen(
-        [sys.executable, str(program), where, how, method, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
-    ) as ran:
-        assert ran.stdout is not None
-        pids = [int(word) for word in ran.stdout.readline().split()]
-        assert len(pids) >= WORKERS
-        assert ran.wait(PATIENCE) == EXITCODES[how]
-        until(lambda: not any(exists(pid) for pid in pids))
-
-
-# What is killed from outside, at a moment that no call can choose.
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
-def test_a_worker_that_is_killed_while_it_starts_is_replaced(
-    start_method: str, number: signal.Signals, tmp_path: Path
-) -> None:
-    log = str(tmp_path / "log")
-    with mpkit.TaskPool(WORKERS) as pool:
-        tasks = [pool.submit(poolwork.note, log, n) for n in range(BEHIND)]
-        first, _ = pool.stats().workers
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(first.pid, number)
-        results = [task.exception(PATIENCE) for task in tasks]
-    # It may have got so far that it ran one of them.
-    assert len([error for error in results if error is not None]) <= 1
-    ran = poolwork.notes(log)
-    assert len(ran) == len(set(ran))
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
-def test_a_worker_that_is_killed_in_the_middle_of_its_report_loses_that_alone(
-    start_method: str, number: signal.Signals, tmp_path: Path
-) -> None:
-    """Nobody reads what it says, so it blocks in the sending of it when there is no more room."""
-    log = str(tmp_path / "log")
-    count = 32
-    with mpkit.TaskPool(1) as pool:
-        pid = pool.apply(poolwork.pid_of_worker)
-        expect_short_tasks(pool)
-        began, go = mpkit.Signal(), mpkit.Signal()
-        tasks = [pool.submit(poolwork.tell_and_wait, began, go)]
-        tasks += [pool.submit(poolwork.note_much, log, n) for n in range(count)]
-        assert began.wait(PATIENCE)
-        until(tasks[8].running)
-        with supervisor_held(pool):
-            go.set()
-            # It has run the last one that there was room for, and one more. (Most probably:
-            # it may be asleep for another reason.)
-            until(lambda: len(poolwork.notes(log)) > 1 and asleep(pid))
-            os.kill(pid, number)
-            until(lambda: not exists(pid))
-        errors = [task.exception(PATIENCE) for task in tasks]
-    lost = [n for n, error in enumerate(errors[1:]) if error is not None]
-    assert len(lost) <= 1
-    assert all(isinstance(error, mpkit.WorkerDied) for error in errors if error is not None)
-    ran = [int(word) for word in poolwork.notes(log)]
-    assert len(ran) == len(set(ran)), "one ran twice"
-    assert {*range(count)} - {*lost} <= {*ran}
-
-
-def test_what_a_worker_had_reported_when_it_was_killed_counts(
-    start_method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There are more reports of it than are read at a time, and then its death is told."""
-    monkeypatch.setattr("mpkit._pool.crew.REPORTS_AT_A_TIME", 4)
-    log = str(tmp_path / "log")
-    began, go = mpkit.Signal(), mpkit.Signal()
-    with mpkit.TaskPool(1) as pool:
-        pid = pool.apply(poolwork.pid_of_worker)
-        expect_short_tasks(pool)
-        first = pool.submit(poolwork.tell_and_wait, began, go)
-        tasks = [pool.submit(poolwork.note, log, n) for n in range(32)]
-        assert began.wait(PATIENCE)
-        until(tasks[8].running)
-        with supervisor_held(pool):
-            go.set()
-            until(lambda: len(poolwork.notes(log)) > 8)
-            os.kill(pid, signal.SIGKILL)
-            supervisor = supervisor_of(pool)
-            (worker,) = supervisor._crew.values()
-            assert _wait.poll([worker.child.sentinel], PATIENCE)
-        assert first.result(PATIENCE)
-        lost = [n for n, task in enumerate(tasks) if task.exception(PATIENCE) is not None]
-    # One that it was running, perhaps, and none of those eight.
-    assert len(lost) <= 1
-    assert not {*lost} & {*range(8)}
-    ran = [int(word) for word in poolwork.notes(log)]
-    assert len(ran) == len(set(ran)), "one ran twice"
+    with contextlib.ExitStack() as stack:
+        running = {
+            how: stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, str(program), where, how, method, str(tmp_path)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
+                )
+            )
+            for how in HOWS
+            if expected(where, how) == "p"
+        }
+        for ran in running.values():
+            stack.callback(ran.kill)  # before it is waited for, if something fails
+        for how, ran in running.items():
+            assert ran.stdout is not None
+            pids = [int(word) for word in ran.stdout.readline().split()]
+            assert len(pids) >= WORKERS
+            assert ran.wait(PATIENCE) == EXITCODES[how], f"{where} x {how}"
+            until(lambda pids=pids: not any(exists(pid) for pid in pids))  # type: ignore[misc]
 
 
 # The page.
