@@ -192,6 +192,13 @@ def peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
+def available() -> int:
+    """Return how many bytes of memory this machine has to give (Linux)."""
+    with open("/proc/meminfo") as file:
+        (line,) = [line for line in file if line.startswith("MemAvailable")]
+    return int(line.split()[1]) * 1024
+
+
 def in_line(semaphore: Semaphore) -> int:
     """Return how many wait for a slot (or did when they were killed)."""
     return len(semaphore._opened().queue.entries())

@@ -13,7 +13,7 @@ import pytest
 
 from mpkit import _segment, channel
 from mpkit._platform import memory
-from tests.support import finish, kill
+from tests.support import available, finish, kill
 
 if TYPE_CHECKING:
     from mpkit import Channel
@@ -147,13 +147,6 @@ def test_what_is_held_never_changes_on_either_side(spawn: Spawn) -> None:
     here.close()
     finish(process)
     assert not active_children()
-
-
-def available() -> int:
-    """Return how many bytes of memory this machine has to give (Linux)."""
-    with open("/proc/meminfo") as file:
-        (line,) = [line for line in file if line.startswith("MemAvailable")]
-    return int(line.split()[1]) * 1024
 
 
 def test_a_message_may_have_more_than_4_gib() -> None:
