@@ -11,7 +11,8 @@ instead of measuring.
 ``--growth PICTURE`` measures and draws how the cost grows instead, with the number of
 tasks and of workers. ``--curve PICTURE`` draws what a channel carries over the size of a
 message, and ``--thresholds`` prints what mpkit's own limits of size were chosen by.
-``python -m benchmarks.simulate`` tries the pool's policy without any process.
+``python -m benchmarks.simulate`` tries the pool's policy without any process, and
+``python -m benchmarks.endings`` measures how soon ends are told.
 """
 
 from __future__ import annotations

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import random
+import signal
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -10,7 +15,7 @@ from typing import Any
 
 from benchmarks.libraries import CHUNK, LACKS, LIBRARIES, Calls
 from benchmarks.registry import Case, case
-from benchmarks.work import noop
+from benchmarks.work import noop, own_pid
 
 WORKERS = 2
 
@@ -30,6 +35,8 @@ IMAP = case("imap, no-op, chunk 1", "µs", count=10_000, quick=1_000)
 SKEWED = case(
     "map, 400 skewed sleeps, shortest first, 8 workers", "x the optimum", count=2_500, quick=600
 )
+
+DEATH = case("SIGKILL of a worker, until its task has failed", "ms", count=20, quick=5)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -88,6 +95,33 @@ def _streamed(calls: Calls, count: int) -> float:
     items = list(range(count))
     _use_up(calls.imap(noop, items[:10]))
     return seconds(lambda: _use_up(calls.imap(noop, items)))
+
+
+def _be_killed(began: str, *_: object) -> None:
+    with open(began, "w"):
+        """The other end of this is waited for."""
+    signal.pause()
+
+
+def _dies(library: str, count: int) -> float:
+    """Return the seconds of so many deaths. Each in a pool of its own, as others lose theirs."""
+    total = 0.0
+    for _ in range(count):
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Exception):
+            began = os.path.join(folder, "began")
+            os.mkfifo(began)
+            with LIBRARIES[library](1, "fork") as calls:
+                assert calls.submit is not None
+                assert calls.get is not None
+                pid = calls.get(calls.submit(own_pid))
+                task = calls.submit(functools.partial(_be_killed, began))
+                open(began).close()  # it is there
+                killed = time.perf_counter()
+                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(Exception):
+                    calls.get(task)
+                total += time.perf_counter() - killed
+    return total
 
 
 CROWD = 8
@@ -150,6 +184,15 @@ for _library in LIBRARIES:
     if _library != "joblib":
         in_pool(SUBMIT, _library, at_once)
         in_pool(APPLY, _library, _apply)
+for _library, _note in {
+    "mpkit": "",
+    "pebble": "",
+    "concurrent.futures": " (loses its pool: not crash-safe)",
+    "loky": " (loses its pool: not crash-safe)",
+}.items():
+    DEATH.run(_library + _note)(lambda count, library=_library: _dies(library, count))
+DEATH.cannot("multiprocessing", "it waits for ever")
+DEATH.cannot("joblib", LACKS["submit"])
 SUBMIT.cannot("joblib", LACKS["submit"])
 APPLY.cannot("joblib", LACKS["apply"])
 in_pool(FLOOR, "mpkit", _apply)
@@ -157,4 +200,4 @@ FLOOR.run("multiprocessing.Pipe")(_ping_pong)
 # Its other way, by which it does as well as it can.
 in_pool(SKEWED, "multiprocessing", _unequal_by_ones, CROWD, ", chunk 1")
 
-CASES: list[Case] = [SUBMIT, APPLY, FLOOR, *MAPS.values(), IMAP, SKEWED]
+CASES: list[Case] = [SUBMIT, APPLY, FLOOR, *MAPS.values(), IMAP, SKEWED, DEATH]

@@ -10,84 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fault.interrupted import BUSY, PLACES, begin
 from tests.support import PATIENCE, exists, settled, until
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-PROGRAM = """
-import asyncio, multiprocessing, sys, threading, time
-import mpkit
-
-def work(began):
-    began.set()
-    time.sleep(600)
-
-def tell(pool, began):
-    began.wait()
-    print(*(worker.pid for worker in pool.stats().workers), flush=True)
-
-def new_pool():
-    pool = mpkit.TaskPool(2)
-    began = mpkit.Signal()
-    pool.map(abs, range(8), 1)  # its workers have started
-    threading.Thread(target=tell, args=(pool, began), daemon=True).start()
-    return pool, began
-
-def in_a_block(place):
-    pool, began = new_pool()
-    with pool:
-        if place == "map":
-            pool.map(work, [began] * 20, 1)
-        elif place == "map_async":
-            pool.map_async(work, [began] * 20, 1).get()
-        elif place == "imap":
-            next(pool.imap(work, [began] * 20))
-        elif place == "imap_unordered":
-            list(pool.imap_unordered(work, [began] * 20))
-        elif place == "apply":
-            pool.apply(work, (began,))
-        else:
-            tasks = [pool.submit(work, began) for _ in range(20)]
-            if place == "result":
-                tasks[0].result()
-            elif place == "wait":
-                mpkit.wait(*tasks)
-            elif place == "join":
-                pool.close()
-                pool.join()
-            # else the block waits for them
-
-def without_a_block(place):
-    pool, began = new_pool()
-    pool.map(work, [began] * 20, 1)
-
-async def in_asyncio(place):
-    pool, began = new_pool()
-    async with pool:
-        tasks = [pool.submit(work, began) for _ in range(20)]
-        if place == "await":
-            await tasks[0]
-        elif place == "async for":
-            async for _ in pool.imap(work, [began] * 20):
-                pass
-        # else the block waits for them
-
-if __name__ == "__main__":
-    how, place, method = sys.argv[1:]
-    multiprocessing.set_start_method(method)
-    if how == "asyncio":
-        asyncio.run(in_asyncio(place))
-    else:
-        globals()[how](place)
-"""
-
-PLACES = [
-    *(("in_a_block", place) for place in ("map", "map_async", "imap", "imap_unordered", "apply")),
-    *(("in_a_block", place) for place in ("result", "wait", "join", "the end of the block")),
-    ("without_a_block", "map"),
-    *(("asyncio", place) for place in ("await", "async for", "the end of the block")),
-]
 
 
 @pytest.mark.parametrize(("how", "place"), PLACES)
@@ -95,22 +22,13 @@ def test_ctrl_c_ends_the_program_with_one_traceback_and_leaves_nothing(
     how: str, place: str, start_method: str, tmp_path: Path
 ) -> None:
     """The tasks would take ten minutes; a terminal sends the signal to all processes of it."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    with subprocess.Popen(
-        [sys.executable, "-Wdefault", str(program), how, place, start_method],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as ran:
+    ran, pids = begin(how, place, start_method, tmp_path)
+    with ran:
         try:
-            assert ran.stdout is not None
-            pids = [int(word) for word in ran.stdout.readline().split()]
             assert len(pids) >= 2
-            # Also the workers: to end one that still imports may have Python warn of a file.
-            until(lambda: all(map(settled, [ran.pid, *pids])))
+            if place not in BUSY:
+                # Also the workers: to end one that still imports may have Python warn of a file.
+                until(lambda: all(map(settled, [ran.pid, *pids])))
             os.killpg(ran.pid, signal.SIGINT)
             _, said = ran.communicate(timeout=PATIENCE)
         finally:
