@@ -202,13 +202,14 @@ def _start_fork_server() -> None:
     from multiprocessing import forkserver  # noqa: PLC0415  a fork needs none of it
 
     server: Any = forkserver._forkserver
-    wanted = server._preload_modules
-    if _is_found_anew("mpkit"):
+    if server._forkserver_pid is None and _is_found_anew("mpkit"):
+        # Without ours, which another thread may have put there just now.
+        wanted = [name for name in server._preload_modules if name not in PRELOADED]
         server._preload_modules = with_ours = [*wanted, *PRELOADED]
         try:
             server.ensure_running()
         finally:
-            if server._preload_modules is with_ours:  # no other thread has asked for others
+            if server._preload_modules is with_ours:  # or the last one sees to it
                 server._preload_modules = wanted
     server.ensure_running()
 
