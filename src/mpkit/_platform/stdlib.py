@@ -180,8 +180,9 @@ def main_is_being_imported() -> bool:
     return getattr(multiprocessing.process.current_process(), "_inheriting", False)
 
 
-#: Modules that a fork server imports: those of a worker and those of a job.
-PRELOADED: Final = "mpkit._pool.worker", "mpkit._process"
+#: What a fork server imports: all that a worker needs and a job, and the pool besides, which a
+#: main module may ask for that they import.
+PRELOADED: Final = ("mpkit._pool.pool",)
 
 
 def start_helpers(method: str) -> None:
