@@ -7,6 +7,7 @@ import pytest
 from tests.model.queue_model import RULES, Machine, explore, start
 
 
+@pytest.mark.timeout(1200)  # about a million states, which a busy machine takes long for
 @pytest.mark.parametrize(
     ("waiters", "turns", "kills"), [(2, 1, 2), (2, 3, 2), (3, 1, 2)], ids=lambda n: str(n)
 )
