@@ -102,15 +102,15 @@ class Channel(Port, Generic[SendT, RecvT]):
 
         """
         deadline = None if timeout is None else Deadline(timeout)
-        end = self._end
-        if self._gone is not None or end.send_closed or end.link.closed:
-            self._check_sendable()
-        parcel = end.codec.pack(message, end.label)
+        if self._gone is not None:
+            self._check()
+        parcel = self._end.codec.pack(message)
         try:
             if not self._send(parcel, deadline):
                 raise self._no_room(timeout)
         finally:
-            parcel.close()
+            if not parcel.plain:
+                parcel.close()
 
     def recv(self, timeout: float | None = None) -> RecvT:
         """Return the next message, blocking until there is one.
@@ -175,7 +175,7 @@ class Channel(Port, Generic[SendT, RecvT]):
             if not line.join(place, deadline):
                 raise self._nothing_came(timeout)
             self._check_sendable()
-            with contextlib.closing(self._end.codec.pack(message, self._end.label)) as parcel:
+            with contextlib.closing(self._end.codec.pack(message)) as parcel:
                 number = self._ask(parcel, deadline)
             if not number:
                 raise self._no_room(timeout)
@@ -230,7 +230,7 @@ class Channel(Port, Generic[SendT, RecvT]):
         """
         deadline = Deadline(timeout)
         self._check_sendable()
-        with contextlib.closing(self._end.codec.pack(message, self._end.label)) as parcel:
+        with contextlib.closing(self._end.codec.pack(message)) as parcel:
             while not self._send(parcel, Deadline(0)):
                 if deadline.passed():
                     raise self._no_room(timeout)
@@ -267,7 +267,7 @@ class Channel(Port, Generic[SendT, RecvT]):
             if not await line.join_async(place, deadline):
                 raise self._nothing_came(timeout)
             self._check_sendable()
-            with contextlib.closing(self._end.codec.pack(message, self._end.label)) as parcel:
+            with contextlib.closing(self._end.codec.pack(message)) as parcel:
                 while not (number := self._ask(parcel, Deadline(0))):
                     if deadline.passed():
                         raise self._no_room(timeout)
@@ -396,10 +396,10 @@ def channel(
         (None, None)
 
     """
-    codecs = _codec.make(codec, send, recv), _codec.make(codec, recv, send)
-    here, there = _links.pair()
     name = f"end of channel {next(_numbers)} of process {os.getpid()}"
-    left = Channel[Any, Any](End(here, codecs[0], f"left {name}"))
-    right = Channel[Any, Any](End(there, codecs[1], f"right {name}"))
+    ours = _codec.make(codec, f"left {name}", send, recv)
+    theirs = _codec.make(codec, f"right {name}", recv, send)
+    here, there = _links.pair()
+    left, right = Channel[Any, Any](End(here, ours)), Channel[Any, Any](End(there, theirs))
     left._twin, right._twin = weakref.ref(right), weakref.ref(left)
     return left, right

@@ -16,7 +16,8 @@ import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from mpkit._errors import BrokenChannel, EndOfChannel, PeerDied
-from mpkit._link import Link, LinkDown, Malformed, Packet, discard
+from mpkit._link import Link, LinkDown, Malformed, discard
+from mpkit._parcel import PLAIN
 from mpkit._platform import processes, stdlib
 from mpkit._wait import Deadline
 
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     import weakref
 
     from mpkit._codec import Codec
-    from mpkit._parcel import Parcel
 
 _HEADER = struct.Struct("=ci")
+#: Where in a packet the message begins.
+START: Final = _HEADER.size
 _MESSAGE: Final = b"m"
 _GOODBYE: Final = b"g"
 
@@ -42,7 +44,6 @@ class End:
         self,
         link: Link,
         codec: Codec,
-        label: str,
         peer_pid: int | None = None,
         ended: EndOfChannel | None = None,
         send_closed: bool = False,
@@ -52,7 +53,7 @@ class End:
         self.link = link
         link.keep(*kept)
         self.codec = codec
-        self.label = label
+        self.label = codec.label
         #: The process that sent last; None before anything came.
         self.peer_pid: int | None = peer_pid
         #: Why nothing more will be received.
@@ -70,24 +71,14 @@ class End:
 
     def settle(self) -> None:
         """Be the end of this process, which may be a child that was just forked."""
-        self._header = _HEADER.pack(_MESSAGE, os.getpid())
+        #: What every message begins with, and what one that is plain does.
+        self.header = _HEADER.pack(_MESSAGE, os.getpid())
+        self.plain_header = self.header + PLAIN
 
     def facts(self) -> tuple[Any, ...]:
         """Return what makes the same end over another link: what moves besides that."""
         kept, due = self.link.kept(), max(0, self.due - self.got)
-        return self.codec, self.label, self.peer_pid, self.ended, self.send_closed, kept, due
-
-    def send(self, parcel: Parcel, deadline: Deadline | None, receipt: list[int] | None) -> bool:
-        """Send a packed message; False if the deadline passed and nothing was sent.
-
-        The ``receipt`` is as for `Link.send`. Raises BrokenChannel if nobody can receive it.
-        """
-        data, fds = parcel.seal(self._header)
-        try:
-            return self.link.send(data, fds, deadline, receipt)
-        except LinkDown as error:
-            why = str(error) or "the other end was closed, or its process died"
-            raise BrokenChannel(self.label, why) from None
+        return self.codec, self.peer_pid, self.ended, self.send_closed, kept, due
 
     def say_goodbye(self) -> None:
         """Say that no more will be sent. Never blocks; if nobody listens, so be it.
@@ -138,18 +129,6 @@ class End:
             del self.link.inbox[0]  # no sooner: a signal handler may raise in between
             raise copy.copy(self.ended)
         self._usual = data[: _HEADER.size]
-
-    def unpack(self, packet: Packet) -> Any:
-        """Return the message of a packet. Raises whatever unpickling it raises."""
-        data, fds = packet
-        try:
-            return self.codec.unpack(data, fds, self.label, _HEADER.size)
-        except Malformed as error:
-            raise BrokenChannel(self.label, str(error)) from None
-
-    def discard(self, packet: Packet) -> None:
-        """Close what came with a packet that nobody wants."""
-        discard(packet[1])
 
     def _who_died(self) -> tuple[int | None, str | None]:
         """Return the pid of the process at the other end, and how it died, if known."""

@@ -206,12 +206,12 @@ class Link:
     def fill(self, deadline: Deadline | None = None) -> bool:
         """As `receive`, but leave the packet in the inbox, and tell whether there is one."""
         while not self.inbox:
-            if self._raw is None and not self._read(deadline):
+            if self._raw is not None:
+                self._sort(self._raw)
+            elif not self._read(deadline):
                 if deadline is not None and deadline.passed():
                     return False
                 _wait.poll([self.fd], deadline.left() if deadline else None)
-            if self._raw is not None:
-                self._sort(self._raw)
         return True
 
     def _read(self, deadline: Deadline | None) -> bool:
@@ -219,6 +219,10 @@ class Link:
         reads = self._reads_now if deadline else self._reads
         try:
             for self._raw in reads:
+                data, ancillary, how, _ = self._raw
+                if data and not ancillary and not how & _TRUNCATED:  # as most are
+                    self.inbox += [(data, [])]
+                    self._raw = None
                 break
         except OSError as error:
             return self._read_nothing(error)

@@ -82,7 +82,7 @@ def send(link: Link, header: bytes, kind: bytes, parcel: Parcel, what: str, to: 
 _PATIENCE: Final = 2.0
 
 
-def _send_patiently(link: Link, data: bytes, fds: list[int]) -> None:
+def _send_patiently(link: Link, data: bytes, fds: Sequence[int]) -> None:
     """Send a packet, again for a while if too many descriptors are on their way."""
     deadline, pause = Deadline(_PATIENCE), 0.001
     while True:
@@ -299,7 +299,7 @@ def _taken_apart(what: str, family: _Family) -> list[_Part]:
         )
         try:
             sent = TaskExit(what, error.code) if isinstance(error, SystemExit) else error
-            stream, buffers = _pickling.dumps(sent, "the exception", elsewhere)
+            stream, buffers = _pickling.dumps(sent, "the exception", elsewhere=elsewhere)
             copies = [bytearray(buffer.raw()) for buffer in buffers]
             part = part._replace(stream=stream, buffers=copies)
             there = part.rebuilt(rebuilt, "")

@@ -78,7 +78,8 @@ _STREAM: Final = b"\x00"
 _SEGMENT: Final = b"\x01"
 _HEAD = struct.Struct("=cB")
 _SEGMENT_HEAD = struct.Struct("=cBQ")
-_NOTHING_ELSE: Final = _HEAD.pack(_STREAM, 0)
+#: How the packet of a `Parcel.plain` begins.
+PLAIN: Final = _HEAD.pack(_STREAM, 0)
 
 #: Bytes of a packet that are left to those who put something before a message, or around
 #: it (the pool needs 36).
@@ -101,6 +102,9 @@ class Parcel:
 
     # Most have nothing but a stream: what they do not need is made when it is.
     stream: bytes = b""
+    #: Whether it is a stream that fits into a packet, and nothing else. Then there is nothing
+    #: to close, either.
+    plain = False
     buffers: Sequence[pickle.PickleBuffer] = ()
     #: What is carried.
     movables: Sequence[Movable] = ()
@@ -122,15 +126,9 @@ class Parcel:
         thing._leave()
         return len(self.movables) - 1
 
-    @property
-    def bulky(self) -> bool:
-        """Whether it takes descriptors to send it."""
-        return bool(self._copies) or not self._fits()
-
     def small(self, size: int) -> bool:
         """Tell whether `seal` makes at most so many bytes of it, and nothing else."""
-        plain = not self.buffers and self._copies is None and self._segment is None
-        return plain and len(self.stream) + _HEAD.size <= size
+        return self.plain and len(self.stream) + _HEAD.size <= size
 
     def own(self) -> None:
         """Copy the buffers, so that the caller may change the originals."""
@@ -145,27 +143,24 @@ class Parcel:
                     raise
         self.buffers = [pickle.PickleBuffer(bytes(buffer.raw())) for buffer in self.buffers]
 
-    def seal(self, header: bytes = b"") -> tuple[bytes, list[int]]:
+    def seal(self, header: bytes = b"") -> tuple[bytes, Sequence[int]]:
         """Return the packet and its descriptors, for `Link.send`. They stay ours, until `close`.
 
         ``header``, of few bytes, is put before the message, for the receiver to take off.
         Raises OSError, which says what ran out, if there are no descriptors or there is no memory: then
         nothing has changed, and it can be tried again.
         """
-        copies: list[int] = self._copies or []
-        if self._fits():
-            head = _HEAD.pack(_STREAM, len(copies)) if copies else _NOTHING_ELSE
-            return header + head + self.stream, copies
+        if self.plain:
+            return header + PLAIN + self.stream, ()
+        copies: Sequence[int] = self._copies or ()
+        if not self.buffers and self._segment is None and len(self.stream) <= MOST_INLINE:
+            return header + _HEAD.pack(_STREAM, len(copies)) + self.stream, copies
         if self._segment is None:
             self._segment, self._used = _segment.write(self._parts(), reuse=self.trusting)
             self.stream, self.buffers = b"", ()
         head = header + _SEGMENT_HEAD.pack(_SEGMENT, len(copies), self._used)
         padding = min(max(self._used // _PER_PADDING, _LEAST_PADDING), _MOST_PADDING)
         return head + _PADDING[:padding], [*copies, self._segment.fd]
-
-    def _fits(self) -> bool:
-        """Tell whether the message fits into its packet."""
-        return not self.buffers and self._segment is None and len(self.stream) <= MOST_INLINE
 
     def _parts(self) -> list[memoryview]:
         return [memoryview(self.stream), *(buffer.raw() for buffer in self.buffers)]
@@ -206,9 +201,9 @@ def pack(message: object, what: str | Callable[[], str], names: Sequence[str] = 
     parcel, outer = Parcel(), _packing.parcel
     _packing.parcel = parcel
     try:
-        parcel.stream, parcel.buffers = _pickling.dumps(
-            message, what, start_anew=parcel.close, names=names
-        )
+        parcel.stream, parcel.buffers = _pickling.dumps(message, what, names, parcel.close)
+        few = len(parcel.stream) <= MOST_INLINE
+        parcel.plain = few and parcel._copies is None and not parcel.buffers
     except BaseException:
         parcel.close()
         raise
@@ -225,7 +220,7 @@ def unpack(data: bytes, fds: list[int], start: int = 0) -> Any:
     be done again.
     """
     outer = _packing.arrived
-    if not fds and outer is None and data.startswith(_NOTHING_ELSE, start):
+    if not fds and outer is None and data.startswith(PLAIN, start):
         return pickle.loads(data[start + _HEAD.size :])
     arrived = _fork.owned(fds) if fds else None
     _packing.arrived = arrived

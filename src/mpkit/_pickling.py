@@ -27,7 +27,7 @@ from mpkit._frames import PACKET
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    Pickled = tuple[bytes, list[pickle.PickleBuffer]]
+    Pickled = tuple[bytes, Sequence[pickle.PickleBuffer]]
     Name = str | Callable[[], str]
     Elsewhere = Callable[[Any], Any]
 
@@ -42,23 +42,9 @@ OUT_OF_BAND = 16 * 1024
 _IN_PACKET = PACKET - 4096
 
 
-class _Reducers:
-    """The reducers of copyreg, and those of multiprocessing for sockets and connections."""
-
-    def __init__(self) -> None:
-        self._known = (-1, -1)
-        self._table: dict[type, Any] = {}
-
-    def table(self) -> dict[type, Any]:
-        """Return them, with what was registered since the last call."""
-        if self._known != (known := (len(copyreg.dispatch_table), len(_EXTRA))):
-            self._known = known
-            self._table = copyreg.dispatch_table | _EXTRA | {memoryview: _reduce_view}
-        return self._table
-
-
+#: The reducers of copyreg, and those of multiprocessing for sockets and connections.
+_COPYREG: dict[type, Any] = copyreg.dispatch_table
 _EXTRA: dict[type, Any] = getattr(ForkingPickler, "_extra_reducers")  # noqa: B009
-_reducers = _Reducers()
 
 
 def _reduce_view(view: memoryview) -> tuple[Any, ...]:
@@ -102,6 +88,8 @@ class _Press:
         self._parts: list[bytes] = []
         self._buffers = buffers = list[pickle.PickleBuffer]()
         self._room = room = [_IN_PACKET]
+        #: How many reducers there were when it learned of them.
+        self._copyreg = self._extra = -1
         self.write = self._parts.append  # for the pickler, whose file we are
 
         def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
@@ -121,17 +109,25 @@ class _Press:
 
     def dump(self, thing: object) -> Pickled:
         """Return the stream and the buffers of ``thing``. To be used again if that went well."""
-        pickler, parts, buffers = self._pickler, self._parts, self._buffers
-        if self._has_our_table:
-            pickler.dispatch_table = _reducers.table()
+        pickler, parts = self._pickler, self._parts
+        if len(_COPYREG) != self._copyreg or len(_EXTRA) != self._extra:
+            self._learn_reducers()
         pickler.dump(thing)
-        # A small pickle is written at once.
-        stream, beside = parts[0] if len(parts) == 1 else b"".join(parts), buffers.copy()
         pickler.clear_memo()
+        # A small pickle is written at once.
+        stream = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        buffers.clear()
         self._room[0] = _IN_PACKET
+        if not self._buffers:
+            return stream, ()
+        beside = tuple(self._buffers)
+        self._buffers.clear()
         return stream, beside
+
+    def _learn_reducers(self) -> None:
+        self._copyreg, self._extra = len(_COPYREG), len(_EXTRA)
+        if self._has_our_table:  # cloudpickle has its own
+            self._pickler.dispatch_table = _COPYREG | _EXTRA | {memoryview: _reduce_view}
 
 
 #: Those that nobody uses just now: to make one takes longer than to pickle a small object.
@@ -143,16 +139,16 @@ _LARGE = 64 * 1024
 def dumps(
     thing: object,
     what: Name,
-    elsewhere: Elsewhere | None = None,
-    start_anew: Callable[[], object] = lambda: None,
     names: Sequence[str] = (),
+    start_anew: Callable[[], object] = lambda: None,
+    elsewhere: Elsewhere | None = None,
 ) -> Pickled:
     """Return the pickle stream of ``thing`` and the large buffers that belong to it.
 
-    ``what`` names it in the error, or is asked for that. ``elsewhere`` is what pickle calls
-    ``persistent_id``: asked of each object, it returns a reference by which the reader
-    finds it, or None. ``start_anew`` is called before another pickler is tried.
-    ``names`` are what the error calls the elements of ``thing``, a tuple. Raises
+    ``what`` names it in the error, or is asked for that, and ``names`` are what that calls
+    the elements of ``thing``, a tuple. ``start_anew`` is called before another pickler is
+    tried. ``elsewhere`` is what pickle calls ``persistent_id``: asked of each object, it
+    returns a reference by which the reader finds it, or None. Raises
     `NotPicklable`, with the original error as its cause, and OSError if the system has run
     out of descriptors: that says nothing of ``thing``.
     """

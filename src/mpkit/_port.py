@@ -15,7 +15,7 @@ from multiprocessing.reduction import DupFd
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from mpkit import _closing, _fork, _links, _parcel, _wait
-from mpkit._end import End
+from mpkit._end import START, End
 from mpkit._errors import (
     BrokenChannel,
     ChannelClosed,
@@ -26,7 +26,7 @@ from mpkit._errors import (
     PeerDied,
 )
 from mpkit._line import Line
-from mpkit._link import Packet
+from mpkit._link import LinkDown, Malformed, Packet, discard
 from mpkit._platform import stdlib
 from mpkit._wait import Deadline
 
@@ -84,9 +84,6 @@ class Port(_fork.Bearer):
         self._receiving = threading.RLock()
         #: Those who make a request, one after the other.
         self._requesting = Line()
-        # What takes the lock at each step, however long that takes.
-        self._turns_to_send = iter(self._sending.acquire, None)
-        self._turns_to_receive = iter(self._receiving.acquire, None)
 
     def __repr__(self) -> str:
         return f"<{self._end.label}: {self._gone.why if self._gone else 'open'}>"
@@ -95,22 +92,31 @@ class Port(_fork.Bearer):
         self, parcel: Parcel, deadline: Deadline | None, receipt: list[int] | None = None
     ) -> bool:
         """Send a parcel; False if that was not possible in time. The ``receipt`` is `Link.send`'s."""
-        lock, turn = self._sending, False
+        end, lock, turn = self._end, self._sending, False
         if parcel.movables:
             self._check_passengers(parcel)
             receipt = [] if receipt is None else receipt
         try:
-            for turn in turns(lock, deadline) if deadline else self._turns_to_send:
-                break
-            return turn and self._end.send(parcel, deadline, receipt)
-        except BrokenChannel:
+            if deadline is not None:
+                for turn in turns(lock, deadline):
+                    break
+                if not turn:
+                    return False
+            with lock:  # once more, or for the first time
+                if parcel.plain:
+                    data = end.plain_header + parcel.stream
+                    return end.link.send(data, (), deadline, receipt)
+                data, fds = parcel.seal(end.header)
+                return end.link.send(data, fds, deadline, receipt)
+        except LinkDown as error:
             self._check_sendable()  # a close() of ours ends the connection, too
-            raise
+            why = str(error) or "the other end was closed, or its process died"
+            raise BrokenChannel(end.label, why) from None
         finally:
             if turn:
                 lock.release()
             if receipt:
-                parcel.depart(f"moved through {self._end.label} to the process at its other end")
+                parcel.depart(f"moved through {end.label} to the process at its other end")
             if self._gone is not None:
                 self._let_go()
 
@@ -150,51 +156,50 @@ class Port(_fork.Bearer):
     def _receive(self, timeout: float | None, *, unpack: bool = True) -> Any:
         """Return the next message (None if it is not to be unpacked); NOTHING if none came."""
         deadline = None if timeout is None else Deadline(timeout)
-        lock, turn, opening, came = self._receiving, False, False, 0
+        end, lock, turn, opening, came = self._end, self._receiving, False, False, 0
         packet: Packet | None = None
         try:
             # A signal handler may raise after any call of C code, and what that has
             # returned is lost then: see `_link` for what is done about it.
             try:
-                for turn in turns(lock, deadline) if deadline else self._turns_to_receive:
-                    break
-                if turn:
-                    packet = self._next(deadline)
+                if deadline is not None:
+                    for turn in turns(lock, deadline):
+                        break
+                    if not turn:
+                        return NOTHING
+                with lock:  # once more, or for the first time
+                    if self._gone is not None:
+                        self._check()
+                    if not end.fill(deadline):
+                        return NOTHING
+                    inbox = end.link.inbox
+                    packet = inbox[0]
+                    del inbox[0]
+                    end.got += 1
+            except PeerDied:
+                self._check()  # a close() of ours ends the connection, too
+                raise
             finally:
                 if turn:
                     lock.release()
                 if self._gone is not None:
                     self._let_go()
-            if packet is None:
-                return NOTHING
-            came = len(packet[1])
+            data, fds = packet
+            if fds:
+                came = len(fds)
             # Unpickling runs user code, and user code may raise EOFError or OSError too.
             # It stays outside every try that could take it for the end.
             opening = True
-            return self._end.unpack(packet) if unpack else self._end.discard(packet)
+            return end.codec.unpack(data, fds, START) if unpack else discard(fds)
+        except Malformed as error:
+            raise BrokenChannel(end.label, str(error)) from None
         except BaseException as error:
             if packet is not None and not (
                 opening and (isinstance(error, Exception) or len(packet[1]) < came)
             ):
-                self._end.link.inbox[:0] = [packet]
-                self._end.got -= 1
+                end.link.inbox[:0] = [packet]
+                end.got -= 1
             raise
-
-    def _next(self, deadline: Deadline | None) -> Packet | None:
-        """Return the next packet, or None if none came in time. The caller has the turn."""
-        end = self._end
-        if self._gone is not None or end.link.closed:
-            self._check()
-        try:
-            if not end.fill(deadline):
-                return None
-        except PeerDied:
-            self._check()  # a close() of ours ends the connection, too
-            raise
-        packet = end.link.inbox[0]
-        del end.link.inbox[0]
-        end.got += 1
-        return packet
 
     def _flushed(self) -> bool:
         """Tell whether all that was sent is out: over a stream, half a packet may be left."""

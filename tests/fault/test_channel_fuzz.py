@@ -177,7 +177,7 @@ def test_good_messages_changed_in_one_place(kind: str, make: Callable[[], Any]) 
     def run(size: int, place: int, how: str, other: bytes, inside: bool) -> None:
         with nothing_kept():
             here, there = make()
-            with contextlib.closing(here._end.codec.pack(b"x" * size, "it")) as parcel:
+            with contextlib.closing(here._end.codec.pack(b"x" * size)) as parcel:
                 data, fds = parcel.seal(HEADER.pack(b"m", os.getpid()))
                 if inside and fds:
                     content = os.pread(fds[-1], 2**20, 0)

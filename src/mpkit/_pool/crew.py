@@ -27,7 +27,7 @@ from mpkit._pool import wire, worker
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.context import BaseContext
 
     from mpkit._call import Call
@@ -95,7 +95,7 @@ class Worker:
         """How its process ended, in words."""
         return processes.exit_reason(self.child.exitcode)
 
-    def send(self, loads: list[Load], fds: list[int]) -> bool:
+    def send(self, loads: list[Load], fds: Sequence[int]) -> bool:
         """Send a packet of tasks; False if its inbox is full, or it is gone.
 
         Raises OSError if descriptors cannot be sent, since too many are on their way.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: hold copies until they are done. One to run, and one to begin with after that.
 MOST_BULKY = 2
 
+_NO_FDS: Sequence[int] = ()
+
 
 class Dispatch:
     """Sends the tasks of a ledger to a crew. Used by the supervisor thread only."""
@@ -42,31 +44,31 @@ class Dispatch:
                 self._schedule.withdrawn(number, left.popleft())
                 continue
             entry = self._ledger[task]
-            data, fds, parcel = entry.head, list[int](), entry.parcel
+            data, fds, parcel = entry.head, _NO_FDS, entry.parcel
             if parcel is not None:
-                if parcel.bulky and len(self._crew[number].bulky) >= MOST_BULKY:
+                if not parcel.plain and len(self._crew[number].bulky) >= MOST_BULKY:
                     break
                 try:
                     data, fds = parcel.seal(data)
                 except OSError as error:
-                    self._flush(number, loads, [])
+                    self._flush(number, loads, _NO_FDS)
                     loads = []
                     self._cannot_send(number, left.popleft(), error)
                     break
             left.popleft()
             if fds or len(data) + wire.PER_LOAD > room:
-                self._flush(number, loads, [])
+                self._flush(number, loads, _NO_FDS)
                 loads, room = [], wire.ROOM
             loads.append(wire.Load(task, data))
             room -= len(data) + wire.PER_LOAD
             if fds:  # whose they are is clear only if it is alone
                 self._flush(number, loads, fds)
                 loads, room = [], wire.ROOM
-        self._flush(number, loads, [])
+        self._flush(number, loads, _NO_FDS)
         if left:
             self.returned(number, left)
 
-    def _flush(self, number: int, loads: list[wire.Load], fds: list[int]) -> None:
+    def _flush(self, number: int, loads: list[wire.Load], fds: Sequence[int]) -> None:
         if not loads:
             return
         worker = self._crew[number]

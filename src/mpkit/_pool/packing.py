@@ -38,7 +38,7 @@ def pack(call: Call) -> tuple[bytes, Parcel | None]:
         return head, None
     else:
         parcel = _parcel.pack((args, kwargs), f"{call.what}(...)", PARTS[1:])
-    if parcel.small(_parcel.MOST_INLINE):
+    if parcel.plain:
         return parcel.seal(head)[0], None
     return head, parcel
 
