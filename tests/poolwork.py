@@ -362,3 +362,28 @@ def endless() -> Iterator[int]:
     while True:
         yield number
         number += 1
+
+
+def long_or_meet(item: Any) -> Any:
+    """Take longer than a slice of a map (``"long"``), or wait until another one is there."""
+    if item == "long":
+        time.sleep(0.05)
+    elif item != "quick":
+        mine, other = item
+        mine.set()
+        return other.wait(60)
+    return item
+
+
+def note_and_act(item: tuple[str, int, str]) -> int:
+    """Note in a file that this was run; then be long, wait, or die."""
+    path, number, how = item
+    with open(path, "a") as file:
+        file.write(f"{number}\n")
+    if how == "long":
+        time.sleep(0.05)
+    elif how == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "wait":
+        sleep_for_ever()
+    return number

@@ -77,6 +77,7 @@ LAYERS = [
     "_pool.supervisor",
     "_pool.backend",
     "_pool.engine",
+    "_pool.gather",
     "_pool.calls",
     "_pool.pool",
     "",

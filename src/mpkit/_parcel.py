@@ -165,6 +165,12 @@ class Parcel:
     def _parts(self) -> list[memoryview]:
         return [memoryview(self.stream), *(buffer.raw() for buffer in self.buffers)]
 
+    def alone(self, header: bytes) -> bytes | None:
+        """Return the message as `unpack` reads it, in one piece; None if it is more than a stream."""
+        if self.buffers or self._copies is not None:
+            return None
+        return header + PLAIN + self.stream
+
     def depart(self, where: str) -> None:
         """What is carried belongs to ``where`` from now on."""
         for thing in self.movables:

@@ -30,6 +30,8 @@ class Backend(Control, Protocol):
     #: How many calls run at a time at most: what chunks are sized by.
     workers: int
     recorder: Recorder
+    #: Whether a map may come in slices: what it has is pickled anyway, and workers are our own.
+    slices: bool
     #: What it takes calls from, even after `close`.
     feeds: Feeds
 
@@ -87,6 +89,7 @@ class Inline(NoControl):
     """Runs each call in the thread that submits it, for debugging and for tests."""
 
     workers = 1
+    slices = False
 
     def __init__(self, init: Call | None) -> None:
         self.recorder = Recorder()
@@ -145,6 +148,8 @@ class Inline(NoControl):
 
 class OnExecutor(NoControl):
     """Runs calls on an executor of somebody else's, which is not shut down with the pool."""
+
+    slices = False
 
     def __init__(self, executor: Executor) -> None:
         self.recorder = Recorder()

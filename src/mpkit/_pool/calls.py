@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import threading
+import math
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from mpkit import _outcome
 from mpkit._call import Call
-from mpkit._pool import chunks
+from mpkit._pool import chunks, packing
 from mpkit._pool import progress as progress_
+from mpkit._pool.gather import Gather
 from mpkit._pool.options import whole_number
 from mpkit._pool.results import AHEAD, Results
 from mpkit._pool.task import Task
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from mpkit._pool.backend import Backend
+    from mpkit._pool.gather import Slice
     from mpkit._pool.options import OptionNames, Options
-    from mpkit._pool.progress import Meter, Progress
+    from mpkit._pool.progress import Progress
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,7 +51,8 @@ class Calls:
         """Return a view of this pool whose calls have other options.
 
         Args:
-            timeout: seconds that a task may run, from its start. Then its worker is asked
+            timeout: seconds that a task may run, from its start (a map without ``chunksize``
+                is in tasks of some 10 ms, or of one item that takes longer). Then its worker is asked
                 to end (SIGTERM), and killed if it has not in two seconds; the task fails
                 with `TaskTimeout`, and all others go on.
             retries: how many times a task is run again after its worker died, its
@@ -179,14 +182,16 @@ class Calls:
         Args:
             func: called with one item at a time.
             iterable: the items. All are read first; for an endless input use `imap`.
-            chunksize: items per task. None makes four tasks for each worker.
+            chunksize: items per task. None makes four tasks for each worker, of which a worker
+                does some 10 ms at a time: what is left of those with long items is shared out
+                anew, the longest first.
             progress: True or a text shows a bar (with ``mpkit[progress]``, and if the
                 output is a terminal); a callable is called with the items done and
                 their total.
 
         Raises:
             Exception: what the first item that failed raised, once all have ended. The
-                items behind it in its chunk were not tried.
+                items behind it in its chunk may not have been tried.
 
         """
         return _result(self.map_async(func, iterable, chunksize, progress=progress))
@@ -294,15 +299,15 @@ class Calls:
         size = chunksize or chunks.default_size(len(items), self._backend.workers)
         name = _outcome.describe(fn)
         pieces = list(chunks.split(items, size))
+        sliced = chunksize is None and size > 1 and self._backend.slices
+        submit: _Parts[R] = _Parts(self._submit, fn, pieces, star=star, sliced=sliced)
         meter = progress_.meter(progress, len(items))
-        whole: Task[list[R]]
-        gather: _Gather[R] = _Gather(self._backend, len(pieces), meter)
+        sizes = [len(piece) for piece in pieces]
+        longest = math.inf if self._options.timeout is None else chunks.SLICE_SECONDS
+        gather: Gather[R] = Gather(self._backend, submit, sizes, meter, longest)
         whole = gather.whole = Task(f"map of {name}", self._options, control=gather)
         whole.call_back(callback, error_callback)
         gather.begin()
-        for index, piece in enumerate(pieces):
-            part = self._submit(chunks.run_all, (fn, piece, star), {}, name=name)
-            gather.add(index, part)
         return whole
 
     def _imap(
@@ -351,65 +356,31 @@ def _result(task: Task[R]) -> R:
             task.cancel()
 
 
-class _Gather(Generic[R]):
-    """Makes one list of the results of a map's tasks, in their order."""
+class _Parts(Generic[R]):
+    """Submits the parts of a map: chunks, each of which is pickled once, and slices of them."""
 
-    whole: Task[list[R]]
+    def __init__(
+        self,
+        submit: Callable[..., Task[tuple[list[R], float]]],
+        fn: Callable[..., R],
+        pieces: Sequence[Sequence[Any]],
+        *,
+        star: bool,
+        sliced: bool,
+    ) -> None:
+        self._submit = submit
+        self._fn = fn
+        self._name = _outcome.describe(fn)
+        self._pieces = pieces
+        self._star = star
+        self._sliced = sliced
 
-    def __init__(self, backend: Backend, parts: int, meter: Meter) -> None:
-        self._backend = backend
-        self._parts: list[Task[list[R]] | None] = [None] * parts
-        self._left = parts
-        self._lock = threading.Lock()
-        self._meter = meter
-
-    def begin(self) -> None:
-        """The callbacks of the whole are known."""
-        self.whole.set_running_or_notify_cancel()
-        if not self._parts:
-            self._finish()
-
-    def recall(self, task: Task[Any]) -> bool:
-        """Cancel the parts that have not begun. The whole ends with the others, and not before."""
-        for part in self._parts:
-            if part is not None:
-                part.cancel()
-        return False
-
-    def cancelled(self, task: Task[Any]) -> None:
-        """The whole never is: it runs from the start."""
-
-    def kill(self, task: Task[Any]) -> bool:
-        """End all parts."""
-        killed = [part.kill() for part in self._parts if part is not None]  # all, in any case
-        return any(killed)
-
-    def check_waiter(self, task: Task[Any]) -> None:
-        """Whoever cannot wait for the parts cannot wait for the whole."""
-        self._backend.check_waiter(task)
-
-    def add(self, index: int, part: Task[list[R]]) -> None:
-        self._parts[index] = part
-        part.add_done_callback(self._ended)
-
-    def _ended(self, part: Any) -> None:
-        if not part.cancelled() and part.exception() is None:
-            self._meter.advance(len(part.result()))
-        # By any thread: of somebody else's executor, or ours if it had ended already.
-        with self._lock:
-            self._left -= 1
-            last = not self._left
-        if last:
-            self._finish()
-
-    def _finish(self) -> None:
-        self._meter.close()
-        values: list[R] = []
-        for part in self._parts:
-            assert part is not None
-            try:
-                values += part.result()
-            except BaseException as error:  # noqa: BLE001  CancelledError is one
-                self.whole.set_exception(error)
-                return
-        self.whole.set_result(values)
+    def __call__(self, part: Slice) -> Task[tuple[list[R], float]]:
+        args = self._fn, self._pieces[part.chunk], self._star
+        if part.packed is None and self._sliced:
+            part.packed = packing.pack_alone(Call(self._fn, args[1:], {}))
+        if part.packed is None:
+            return self._submit(chunks.run_all, args, {}, name=self._name)
+        some = part.packed, part.start, part.stop, part.seconds
+        fed = part.start > 0  # the pool may have been closed since the map began
+        return self._submit(chunks.run_slice, some, {}, name=self._name, fed=fed)

@@ -24,6 +24,8 @@ _CLOSED = "it was closed"
 class Engine:
     """Runs tasks on processes of its own. Any thread may call all of it."""
 
+    slices = True
+
     def __init__(
         self,
         workers: int,

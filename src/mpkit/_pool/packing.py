@@ -6,6 +6,7 @@ that out takes longer than to pickle a few arguments, and so does it to read it.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
@@ -41,6 +42,18 @@ def pack(call: Call) -> tuple[bytes, Parcel | None]:
     if parcel.plain:
         return parcel.seal(head)[0], None
     return head, parcel
+
+
+def pack_alone(call: Call) -> bytes | None:
+    """Pickle a call into bytes that are all of it, however many; None if it has more than that.
+
+    That is large buffers, which are better not copied, and what moves and so cannot go twice.
+    """
+    head, parcel = pack(call)
+    if parcel is None:
+        return head
+    with contextlib.closing(parcel):
+        return parcel.alone(head)
 
 
 def unpack(data: bytes, fds: list[int]) -> tuple[Callable[..., Any], Any, Any]:

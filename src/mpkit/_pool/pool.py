@@ -61,7 +61,7 @@ class TaskPool(Calls):
             task fails with `WorkerInitError`.
         initargs: its arguments.
         tasks_per_worker: how many tasks until a worker is replaced; None is never. A
-            chunk of a map is one task.
+            chunk of a map, or a slice of it, is one task.
         context: a start method ("fork", "forkserver", "spawn") or a multiprocessing
             context; None is ``multiprocessing.get_context()``.
         memory_limit: bytes of resident memory above which a worker is replaced, once the

@@ -7,7 +7,7 @@ import functools
 import sys
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from mpkit._errors import PoolClosed, ResultTimeout
 from mpkit._pool import chunks
@@ -262,23 +262,33 @@ class Window:
         self._meter.close()
 
 
+class Feed(Protocol):
+    """Something that submits more as its tasks end."""
+
+    def lift(self) -> None:
+        """Submit all that there is, since the pool may end before it is asked for."""
+
+    def halt(self) -> None:
+        """Submit no more of what may be endless."""
+
+
 class Feeds:
-    """The inputs that a backend takes calls from, until they end. Any thread may use it."""
+    """What a backend takes calls from, until it ends. Any thread may use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._windows: set[Window] = set()
+        self._windows: set[Feed] = set()
         self._over: Callable[[], None] | None = None
 
     def __bool__(self) -> bool:
         return bool(self._windows)
 
-    def enter(self, window: Window) -> None:
+    def enter(self, window: Feed) -> None:
         """Begin to take from an input."""
         with self._lock:
             self._windows.add(window)
 
-    def leave(self, window: Window) -> None:
+    def leave(self, window: Feed) -> None:
         """An input has ended."""
         with self._lock:
             self._windows.discard(window)

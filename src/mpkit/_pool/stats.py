@@ -34,7 +34,7 @@ class WorkerStats(NamedTuple):
 class Stats(NamedTuple):
     """What a pool did until now, as `TaskPool.stats` returns it.
 
-    Tasks are counted as they were sent: a chunk of a map is one. ``lost`` counts those
+    Tasks are counted as they were sent: a chunk of a map, or a slice of it, is one. ``lost`` counts those
     whose worker died, ``restarts`` the workers that were replaced for whatever reason.
     ``workers`` are those that live, and the latest of those that have ended (2,000 in all).
     """

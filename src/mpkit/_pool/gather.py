@@ -1,0 +1,256 @@
+"""A map as a whole: its chunks, in slices where items take long, and the list of its results.
+
+A worker that has a chunk goes on with it for `chunks.SLICE_SECONDS`. Short items are all done
+by then, and cost no more than in any other chunk. Of those that take longer, it is known then
+how long; and what is left of all chunks is cut into slices, the longest items first, and each
+slice shorter than those before it. So no worker has nothing to do while another one has many
+items before it, and what takes longest does not begin last.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import math
+import threading
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from mpkit._errors import PoolClosed
+from mpkit._pool.chunks import SLICE_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mpkit._pool.backend import Backend
+    from mpkit._pool.progress import Meter
+    from mpkit._pool.task import Task
+
+R = TypeVar("R")
+
+#: A slice is this part of one worker's share of what is left, as far as that is known. (With 4
+#: the last slices are long, and more than 8 do no better: see docs/pools.md.)
+PARTS = 8
+
+
+class Slice:
+    """Items of a chunk, from ``start`` up to ``stop``, and how long to go on with them."""
+
+    def __init__(self, chunk: int, start: int, stop: int, seconds: float, packed: bytes | None):
+        self.chunk = chunk
+        self.start = start
+        self.stop = stop
+        self.seconds = seconds
+        #: The chunk, pickled, once it is; None for one that is not to be sliced.
+        self.packed = packed
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it is among all items."""
+        return self.chunk, self.start
+
+
+class _Rest(NamedTuple):
+    """What is left of a chunk; those with the longest items come first."""
+
+    #: Seconds that an item takes, negative.
+    negative: float
+    chunk: int
+    start: int
+    stop: int
+    packed: bytes | None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.chunk, self.start
+
+    @property
+    def seconds(self) -> float:
+        return -self.negative * (self.stop - self.start)
+
+
+class Gather(Generic[R]):
+    """Makes one list of the results of a map's slices, in their order. Any thread may use it.
+
+    Args:
+        backend: what it runs on.
+        submit: has a slice run. The results are those for which there was time, and the
+            seconds that one took.
+        sizes: how many items each chunk has.
+        meter: is told of progress.
+        longest: seconds of a slice at most.
+
+    """
+
+    whole: Task[list[R]]
+
+    def __init__(
+        self,
+        backend: Backend,
+        submit: Callable[[Slice], Task[tuple[list[R], float]]],
+        sizes: Sequence[int],
+        meter: Meter,
+        longest: float = math.inf,
+    ) -> None:
+        self._backend = backend
+        self._submit = submit
+        self._meter = meter
+        self._longest = longest
+        # Re-entrant: a signal handler may cancel a map.
+        self._lock = threading.RLock()
+        chunks = [Slice(number, 0, size, SLICE_SECONDS, None) for number, size in enumerate(sizes)]
+        #: What is submitted, or about to be, and has not ended.
+        self._running: dict[Slice, Task[tuple[list[R], float]] | None] = dict.fromkeys(chunks)
+        self._rests: list[_Rest] = []
+        self._rests_seconds = 0.0
+        #: By chunk and start.
+        self._results: dict[tuple[int, int], list[R]] = {}
+        #: Where the first items are that failed, and how.
+        self._failed: tuple[tuple[int, int], BaseException] | None = None
+        self._given_up = self._over = False
+
+    def begin(self) -> None:
+        """Submit all chunks. The callbacks of the whole are known."""
+        self.whole.set_running_or_notify_cancel()
+        try:
+            self._backend.feeds.enter(self)
+            for chunk in list(self._running):
+                self._begin(chunk)
+            self._go_on()
+        except BaseException:  # the caller gets that, and nobody the whole
+            self.whole.call_back(None, None)
+            for task in self._give_up(with_those_to_come=True):
+                task.cancel()
+            self._go_on()
+            raise
+
+    def _begin(self, part: Slice) -> None:
+        task = self._submit(part)
+        with self._lock:
+            self._running[part] = task
+            given_up = self._given_up
+        if given_up:
+            task.cancel()
+        task.add_done_callback(functools.partial(self._ended, part))
+
+    def _ended(self, part: Slice, task: Task[tuple[list[R], float]]) -> None:
+        values: list[R] = []
+        seconds, error = 0.0, CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            values, seconds = task.result()
+            self._meter.advance(len(values))
+        with self._lock:
+            del self._running[part]
+            start = part.start + len(values)
+            if error is not None:
+                self._note_failure(part.place, error)
+            else:
+                self._results[part.place] = values
+                if start < part.stop:
+                    self._leave(_Rest(-seconds, part.chunk, start, part.stop, part.packed))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin with slices while there are too few; or end, if there are none."""
+        while True:
+            with self._lock:
+                part = self._next_slice()
+                if part is None:
+                    over = not self._running and not self._over
+                    self._over |= over
+                    break
+            try:
+                self._begin(part)
+            except PoolClosed:  # it was terminated, which cancels what waits
+                self._cannot_begin(part, CancelledError())
+            except BaseException as error:  # noqa: BLE001  to be raised by the whole
+                self._cannot_begin(part, error)
+        if over:
+            self._finish()
+
+    def _next_slice(self) -> Slice | None:
+        """Return what to begin with, if no more slices run than there are workers. Holds the lock."""
+        if not self._rests or len(self._running) >= self._backend.workers:
+            return None
+        rest = heapq.heappop(self._rests)
+        share = self._rests_seconds / (PARTS * self._backend.workers)
+        seconds = min(max(share, SLICE_SECONDS), self._longest)
+        self._rests_seconds -= rest.seconds
+        items = int(seconds / max(-rest.negative, 1e-9))
+        stop = min(rest.start + max(1, items), rest.stop)
+        if stop < rest.stop:
+            self._leave(rest._replace(start=stop))
+        part = Slice(rest.chunk, rest.start, stop, seconds, rest.packed)
+        self._running[part] = None
+        return part
+
+    def _leave(self, rest: _Rest) -> None:
+        """Leave something for later. Holds the lock."""
+        if self._given_up:
+            self._note_failure(rest.place, CancelledError())
+        else:
+            heapq.heappush(self._rests, rest)
+            self._rests_seconds += rest.seconds
+
+    def _note_failure(self, place: tuple[int, int], error: BaseException) -> None:
+        """Note what the whole will raise, if nothing before it fails. Holds the lock."""
+        if self._failed is None or place < self._failed[0]:
+            self._failed = place, error
+
+    def _cannot_begin(self, part: Slice, error: BaseException) -> None:
+        with self._lock:
+            self._running.pop(part, None)
+            self._note_failure(part.place, error)
+
+    def _finish(self) -> None:
+        self._meter.close()
+        try:
+            if self._failed is not None:
+                self.whole.set_exception(self._failed[1])
+                return
+            values: list[R] = []
+            for place in sorted(self._results):
+                values += self._results.pop(place)
+            self.whole.set_result(values)
+        finally:
+            self._backend.feeds.leave(self)
+
+    def _give_up(self, *, with_those_to_come: bool = False) -> list[Task[Any]]:
+        """Begin with nothing any more; return what runs, which is to be cancelled or killed."""
+        with self._lock:
+            self._given_up = True
+            for rest in self._rests:
+                self._note_failure(rest.place, CancelledError())
+            self._rests.clear()
+            for part, task in list(self._running.items()):
+                if task is None and with_those_to_come:
+                    self._cannot_begin(part, CancelledError())
+            return [task for task in self._running.values() if task is not None]
+
+    # as the control of the whole
+
+    def recall(self, task: Task[Any]) -> bool:
+        """Cancel the parts that have not begun. The whole ends with the others, and not before."""
+        for part in self._give_up():
+            part.cancel()
+        return False
+
+    def cancelled(self, task: Task[Any]) -> None:
+        """The whole never is: it runs from the start."""
+
+    def kill(self, task: Task[Any]) -> bool:
+        """End all parts."""
+        killed = [part.kill() for part in self._give_up()]  # all, in any case
+        return any(killed)
+
+    def check_waiter(self, task: Task[Any]) -> None:
+        """Whoever cannot wait for the parts cannot wait for the whole."""
+        self._backend.check_waiter(task)
+
+    # as one of the feeds of the pool
+
+    def lift(self) -> None:
+        """All of it will be run, whether the pool is closed or not."""
+
+    def halt(self) -> None:
+        """Likewise: the pool refuses what is left, if it is terminated."""

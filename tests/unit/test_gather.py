@@ -1,0 +1,214 @@
+"""Maps in slices: whatever comes of the slices, and whenever, the list is right or says why not."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import CancelledError
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpkit._call import Call
+from mpkit._errors import PoolClosed
+from mpkit._pool import chunks, packing
+from mpkit._pool import progress as progress_
+from mpkit._pool.gather import Gather, Slice
+from mpkit._pool.options import Options
+from mpkit._pool.results import Feeds
+from mpkit._pool.task import Task
+
+Part = Task[tuple[list[int], float]]
+
+
+class Bench:
+    """A backend on which a slice ends when the test says so."""
+
+    slices = True
+
+    def __init__(self, workers: int, sizes: list[int]) -> None:
+        self.workers = workers
+        self.feeds = Feeds()
+        self.sizes = sizes
+        self.began: list[tuple[Slice, Part]] = []
+        self.closed = False
+        total: list[int] = []
+        meter = progress_.meter(lambda done, _: total.append(done), sum(sizes))
+        self.gather: Gather[int] = Gather(self, self.submit, sizes, meter)  # type: ignore[arg-type]
+        self.whole: Task[list[int]] = Task("map", Options(), control=self.gather)
+        self.gather.whole = self.whole
+        self.done = total
+
+    def check_waiter(self, task: Task[Any]) -> None:
+        """Anybody may wait."""
+
+    def submit(self, part: Slice) -> Part:
+        if self.closed:
+            raise PoolClosed("the pool", "it was terminated")
+        task: Part = Task("slice", Options())
+        self.began.append((part, task))
+        return task
+
+    @property
+    def running(self) -> list[tuple[Slice, Part]]:
+        return [(part, task) for part, task in self.began if not task.done()]
+
+    def numbers(self, part: Slice) -> list[int]:
+        first = sum(self.sizes[: part.chunk])
+        return list(range(first + part.start, first + part.stop))
+
+    def end(self, part: Slice, task: Part, count: int, seconds: float) -> None:
+        task.set_running_or_notify_cancel()
+        task.set_result((self.numbers(part)[:count], seconds))
+
+    @property
+    def over(self) -> bool:
+        """Whether the pool could end by now."""
+        calls: list[None] = []
+        self.feeds.close(lambda: calls.append(None))
+        return bool(calls)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.lists(st.integers(1, 30), max_size=12), st.integers(1, 6))
+def test_all_results_are_there_in_order(
+    data: st.DataObject, sizes: list[int], workers: int
+) -> None:
+    bench = Bench(workers, sizes)
+    bench.gather.begin()
+    while bench.running:
+        part, task = data.draw(st.sampled_from(bench.running))
+        size = part.stop - part.start
+        seconds = data.draw(st.sampled_from([0.0, 1e-6, 0.003, 0.02, 5.0]))
+        bench.end(part, task, data.draw(st.integers(1, size)), seconds)
+        assert len(bench.running) <= max(workers, len(sizes))
+    assert bench.whole.result(0) == list(range(sum(sizes)))
+    assert bench.done == sorted(bench.done)
+    assert bench.done[-1:] == [sum(sizes)][: len(sizes)]
+    assert bench.over
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 3))
+def test_the_first_failure_is_the_one_of_the_whole_once_all_has_ended(
+    data: st.DataObject, sizes: list[int], workers: int
+) -> None:
+    bench, failed = Bench(workers, sizes), dict[tuple[int, int], BaseException]()
+    bench.gather.begin()
+    while bench.running:
+        assert not bench.whole.done()
+        part, task = data.draw(st.sampled_from(bench.running))
+        if data.draw(st.booleans()):
+            bench.end(part, task, 1, 1.0)
+        else:
+            failed[part.place] = LookupError(part.place)
+            task.set_running_or_notify_cancel()
+            task.set_exception(failed[part.place])
+    if failed:
+        assert bench.whole.exception(0) is failed[min(failed)]
+    else:
+        assert bench.whole.result(0) == list(range(sum(sizes)))
+    assert bench.over
+
+
+def test_the_longest_items_go_first_and_no_more_at_a_time_than_there_are_workers() -> None:
+    bench = Bench(2, [3, 3, 3, 3])
+    bench.gather.begin()
+    for number, (part, task) in enumerate(bench.running):
+        bench.end(part, task, 1, 0.1 * (number + 1))
+    order = []
+    while bench.running:
+        assert len(bench.running) <= 2
+        part, task = bench.running[0]
+        order.append(part.chunk)
+        bench.end(part, task, part.stop - part.start, 0.1 * (part.chunk + 1))
+    assert order[0] == 2  # when chunk 3 was not yet known to be the longest
+    assert order[1:3] == [3, 3]
+    assert order[-2:] == [0, 0]
+
+
+def test_a_map_that_is_cancelled_begins_with_nothing_any_more() -> None:
+    bench = Bench(1, [3, 3])
+    bench.gather.begin()
+    one, two = (task for _, task in bench.running)
+    one.set_running_or_notify_cancel()
+    two.set_running_or_notify_cancel()
+    one.set_result(([0], 1.0))
+    assert not bench.whole.cancel()
+    two.set_result(([3], 1.0))
+    assert len(bench.began) == 2
+    with pytest.raises(CancelledError):
+        bench.whole.result(0)
+    assert bench.over
+
+
+def test_what_is_left_when_the_pool_is_terminated_is_cancelled() -> None:
+    bench = Bench(1, [3])
+    bench.gather.begin()
+    ((part, task),) = bench.running
+    bench.closed = True
+    bench.end(part, task, 1, 1.0)
+    with pytest.raises(CancelledError):
+        bench.whole.result(0)
+    assert bench.over
+
+
+def test_a_map_that_cannot_begin_cancels_what_has_and_lets_the_pool_end() -> None:
+    bench = Bench(1, [1, 1, 1])
+    submit, called = bench.submit, list[object]()
+
+    def fail_at_last(part: Slice) -> Part:
+        if part.chunk == 2:
+            raise MemoryError
+        return submit(part)
+
+    bench.gather._submit = fail_at_last
+    bench.whole.call_back(called.append, called.append)
+    with pytest.raises(MemoryError):
+        bench.gather.begin()
+    assert [task.cancelled() for _, task in bench.began] == [True, True]
+    assert not called  # the caller knows
+    assert bench.over
+
+
+# in a worker
+
+
+def packed(fn: Any, items: list[Any], *, star: bool = False) -> bytes:
+    made = packing.pack_alone(Call(fn, (items, star), {}))
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 1000])
+def test_a_slice_of_short_items_is_done_at_once(count: int) -> None:
+    items = [-number for number in range(count)]
+    values, _ = chunks.run_slice(packed(abs, items), 0, count, 1e9)
+    assert values == list(range(count))
+    values, _ = chunks.run_slice(packed(abs, items), count // 2, count, 1e9)
+    assert values == list(range(count // 2, count))
+
+
+def test_a_slice_ends_after_the_item_at_which_its_time_is_over() -> None:
+    values, seconds = chunks.run_slice(packed(time.sleep, [0.02] * 50), 10, 50, 0.01)
+    assert values == [None]
+    assert seconds >= 0.02
+    values, _ = chunks.run_slice(packed(abs, [1, 2, 3]), 1, 3, 0.0)
+    assert values[:1] == [2]
+
+
+def test_arguments_of_a_slice_may_be_tuples() -> None:
+    values, _ = chunks.run_slice(packed(pow, [(2, 3), (3, 2)], star=True), 0, 2, 1e9)
+    assert values == [8, 9]
+
+
+class Spoilt:
+    def __reduce__(self) -> Any:
+        return int, ("spoilt",)
+
+
+def test_items_that_cannot_be_unpickled_say_where_that_was() -> None:
+    with pytest.raises(ValueError, match="spoilt") as caught:
+        chunks.run_slice(packed(abs, [Spoilt()]), 0, 1, 1.0)
+    assert caught.value.__notes__ == ["(raised while a worker unpickled the items of a map)"]
