@@ -133,7 +133,7 @@ class Gather(Generic[R]):
             task.cancel()
         task.add_done_callback(functools.partial(self._ended, part))
 
-    def _ended(self, part: Slice, task: Task[tuple[list[R], float]]) -> None:
+    def _ended(self, part: Slice, task: Any) -> None:
         values: list[R] = []
         seconds, error = 0.0, CancelledError() if task.cancelled() else task.exception()
         if error is None:
