@@ -47,6 +47,7 @@ class Child:
         except OSError as error:
             stdlib.close_what_a_failed_fork_left(error)
             raise
+        stdlib.have_it_polled_in_turns(self.process)
         pid = self.process.pid
         assert pid is not None
         self.pid: int = pid

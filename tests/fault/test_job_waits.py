@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,8 @@ import pytest
 
 import mpkit
 from mpkit import Job, NotPicklable, Signal, WorkerDied, _wait, channel, start, wait
-from tests.support import PATIENCE
+from mpkit._platform import stdlib
+from tests.support import PATIENCE, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +53,35 @@ def test_a_death_of_which_somebody_else_was_told_has_no_exit_code(start_method: 
     assert job.stop(PATIENCE)
     assert "vanished" in repr(job)
     assert not multiprocessing.active_children()
+
+
+def waits_for_its_turn(thread: threading.Thread) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code.co_filename == stdlib.__file__
+
+
+def test_two_threads_that_look_for_an_exit_code_at_once_both_find_it(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One took the end of a pipe for code 255. Each start of a process looks at all others."""
+    if start_method != "forkserver":
+        pytest.skip("only a fork server tells it once")
+    other = threading.Thread(target=multiprocessing.active_children)
+    read_signed: Callable[[int], int] = forkserver.read_signed
+
+    def read(fd: int) -> int:
+        if other.ident is None:
+            other.start()
+            until(lambda: not other.is_alive() or waits_for_its_turn(other))
+        return read_signed(fd)
+
+    job = start(os._exit, 3)
+    assert _wait.poll([job._child.process.sentinel], PATIENCE)
+    monkeypatch.setattr(forkserver, "read_signed", read)
+    error = job.exception(PATIENCE)
+    other.join()
+    assert isinstance(error, WorkerDied)
+    assert error.exitcode == job.exitcode == 3
 
 
 def test_a_result_outlives_the_one_of_whose_death_somebody_else_was_told(

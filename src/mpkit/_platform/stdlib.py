@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.machinery
 import io
 import multiprocessing.popen_fork
@@ -130,8 +131,24 @@ def call_when_launched(popen: Any, function: Callable[[], object]) -> None:
 
     own: dict[str, Any] = {"__setattr__": set_attribute}
     if popen.method == "forkserver":
-        own["poll"] = _poll_in_turns(kind)
+        own |= {"poll": _poll_in_turns(kind), "polled_in_turns": True}
     popen.__class__ = type(kind.__name__, (kind,), own)
+
+
+def have_it_polled_in_turns(process: Any) -> None:
+    """Have a process that was started looked at by one thread at a time, under forkserver.
+
+    Each start of a process looks at all others that this one has, whichever thread's they are.
+    """
+    popen = process._popen
+    if popen.method == "forkserver" and not hasattr(popen, "polled_in_turns"):
+        popen.__class__ = _polled_in_turns(popen.__class__, os.getpid())
+
+
+@functools.cache
+def _polled_in_turns(kind: Any, owner: int) -> Any:
+    """Return the class for all of them, of which a forked child needs one of its own."""
+    return type(kind.__name__, (kind,), {"poll": _poll_in_turns(kind), "polled_in_turns": True})
 
 
 def _poll_in_turns(kind: Any) -> Callable[..., int | None]:
