@@ -1,16 +1,17 @@
 """How long it takes until somebody learns of an end: ``python -m benchmarks.endings``.
 
-It prints two tables, of medians and maxima, by start method:
+It prints three tables, of medians and maxima, by start method:
 
 - from the last moment of a worker to the moment in which the caller has the error of the
   task that it ran, in ms. The worker notes the time until it can no more, in a file that both
   have mapped;
 - from the Ctrl-C at a terminal to the moment in which no process of the program is left, in
   ms, for each place in which the program may be. All of them have its standard output, which
-  ends with the last of them.
+  ends with the last of them;
+- the same from the SIGKILL of the program alone, which can tell nobody.
 
 The rows of ``python -m benchmarks`` compare libraries. This is about promises of mpkit alone:
-below a second the one, below two seconds the other. `docs/faults.md` has the figures.
+below a second, and below two seconds after a Ctrl-C. `docs/faults.md` has the figures.
 """
 
 from __future__ import annotations
@@ -122,18 +123,33 @@ def interruptions(rounds: int) -> Figures:
             print(f"Ctrl-C: round {number + 1} of {rounds}: {how}: {place}", file=sys.stderr)
             for method in METHODS:
                 row = f"{place} ({how.replace('_', ' ')})"
-                taken = 1000 * interruption(how, place, method)
+                taken = 1000 * ending(how, place, method, os.killpg, signal.SIGINT)
                 figures.setdefault(row, {}).setdefault(method, []).append(taken)
     return figures
 
 
-def interruption(how: str, place: str, method: str) -> float:
+def orphanings(rounds: int) -> Figures:
+    """Measure how long workers go on when their program is killed."""
+    figures: Figures = {}
+    for number in range(rounds):
+        print(f"SIGKILL: round {number + 1} of {rounds}", file=sys.stderr)
+        for row, place in {"idle": "idle", "busy": "map"}.items():
+            for method in METHODS:
+                taken = 1000 * ending("in_a_block", place, method, os.kill, signal.SIGKILL)
+                figures.setdefault(row, {}).setdefault(method, []).append(taken)
+    return figures
+
+
+def ending(
+    how: str, place: str, method: str, send: Callable[[int, int], object], number: int
+) -> float:
+    """Return the seconds from a signal to a program, or its group, to the end of all of it."""
     with tempfile.TemporaryDirectory() as folder:
         ran, pids = begin(how, place, method, Path(folder))
         if place not in BUSY:
             until(lambda: all(map(settled, [ran.pid, *pids])))
         began = time.monotonic()
-        os.killpg(ran.pid, signal.SIGINT)
+        send(ran.pid, number)
         ran.communicate()
         return time.monotonic() - began
 
@@ -159,9 +175,11 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     died, interrupted = deaths(rounds), interruptions(max(1, rounds // 4))
+    orphaned = orphanings(rounds)
     print(f"Python {platform.python_version()}, {platform.system()}: median (maximum), in ms\n")
     print(table("from the end of a worker to the error", died), end="\n\n")
-    print(table("from Ctrl-C to the end of all processes", interrupted))
+    print(table("from Ctrl-C to the end of all processes", interrupted), end="\n\n")
+    print(table("from the SIGKILL of the program to the end of its workers, which are", orphaned))
 
 
 if __name__ == "__main__":
