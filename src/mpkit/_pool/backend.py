@@ -17,6 +17,7 @@ from mpkit._pool.stats import Recorder
 from mpkit._pool.task import Control
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Executor, Future
 
     from mpkit._call import Call
@@ -51,6 +52,12 @@ class Backend(Control, Protocol):
     def cancel_waiting(self) -> None:
         """Cancel the tasks that have not begun."""
 
+    def later(self, call: Callable[[], None]) -> None:
+        """Have this called when all results that are there are known, or at once.
+
+        Who waits for many results is woken once, then. It must not raise.
+        """
+
     def is_own_thread(self) -> bool:
         """Tell whether the calling thread is one that `join` would wait for."""
         ...
@@ -80,6 +87,9 @@ class NoControl(Control):
 
     def check_waiter(self, task: Task[Any]) -> None:
         """It may wait: somebody else's thread will settle it, or has."""
+
+    def later(self, call: Callable[[], None]) -> None:
+        call()
 
     def is_own_thread(self) -> bool:
         return False

@@ -331,8 +331,8 @@ class Calls:
 
         bound = AHEAD * self._backend.workers
         meter = progress_.meter(progress, total)
-        feeds = self._backend.feeds
-        return Results(submit, feeds, iterable, chunksize, bound, meter, ordered=ordered)
+        feeds, later = self._backend.feeds, self._backend.later
+        return Results(submit, feeds, iterable, chunksize, later, bound, meter, ordered=ordered)
 
 
 def _function(fn: Any) -> Any:

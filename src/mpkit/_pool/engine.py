@@ -12,6 +12,7 @@ from mpkit._pool.stats import Recorder
 from mpkit._pool.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.context import BaseContext
 
     from mpkit._call import Call
@@ -105,6 +106,10 @@ class Engine:
             return False
         self._supervisor.kill(task)
         return True
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Have this called, once, when what workers have reported is taken in."""
+        self._supervisor.later(call)
 
     def is_own_thread(self) -> bool:
         """Tell whether the calling thread is one that `join` would wait for."""

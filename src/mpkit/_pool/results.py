@@ -25,6 +25,8 @@ R = TypeVar("R")
 #: Chunks per worker that may be pulled from the input and not yet be consumed. Enough
 #: for packets of short tasks; what bounds the memory of an endless input.
 AHEAD = 32
+#: As many of them are taken at a time, if they are there: to take turns costs more.
+_AT_A_TIME = 16
 
 
 class Results(Generic[R]):
@@ -42,14 +44,14 @@ class Results(Generic[R]):
         feeds: Feeds,
         items: Iterable[Any],
         chunksize: int,
+        later: Callable[[Callable[[], None]], None],
         bound: int,
         meter: Meter,
         *,
         ordered: bool,
     ) -> None:
         """Not for users: pools make them."""
-        self._window = Window(bound, meter, ordered=ordered)
-        self._taking = threading.Lock()
+        self._window = Window(bound, meter, later, ordered=ordered)
         self._values: deque[tuple[bool, Any]] = deque()
         self._submit = submit  # keeps the pool alive as long as its results are wanted
         chunked = chunks.split(items, chunksize)
@@ -84,15 +86,15 @@ class Results(Generic[R]):
             Exception: what the item's call, or the input, raised.
 
         """
-        deadline = Deadline(timeout)
+        deadline = None if timeout is None else Deadline(timeout)
         while True:
-            with self._taking:  # of several threads
-                if self._values:
-                    returned, value = self._values.popleft()
-                    break
-            chunk = self._window.next_chunk(deadline.left())
-            with self._taking:
-                self._values.extend(chunk)
+            try:
+                returned, value = self._values.popleft()
+            except IndexError:
+                left = None if deadline is None else deadline.left()
+                self._window.take(self._values, left)
+            else:
+                break
         if not returned:
             raise value.error()
         result: R = value
@@ -112,7 +114,7 @@ class Results(Generic[R]):
                 await woken
                 continue
             try:
-                self._values.extend(self._window.next_chunk(0))
+                self._window.take(self._values, 0)
             except StopIteration:
                 raise StopAsyncIteration from None
         return self.next()
@@ -136,19 +138,49 @@ def _wake(loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> None:
         loop.call_soon_threadsafe(settle)
 
 
+class _Raised:
+    """What became of a chunk that has no results."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def error(self) -> BaseException:
+        return self._error
+
+
+def _results_of(task: Task[list[tuple[bool, Any]]]) -> list[tuple[bool, Any]]:
+    try:
+        return task.result()
+    except BaseException as error:  # noqa: BLE001  to be raised when its turn comes
+        return [(False, _Raised(error))]
+
+
 class Window:
     """The chunks between the feeder and the consumer. Any thread may use it."""
 
-    def __init__(self, bound: int, meter: Meter, *, ordered: bool) -> None:
-        self._bound = bound
+    def __init__(
+        self,
+        bound: int,
+        meter: Meter,
+        later: Callable[[Callable[[], None]], None],
+        *,
+        ordered: bool,
+    ) -> None:
+        # Those that were taken are not consumed by then, but in the consumer's hands.
+        self._at_a_time = min(_AT_A_TIME, -(-bound // 2))
+        self._bound = bound - self._at_a_time
+        self._later = later
         self._meter = meter
         self._ordered = ordered
         # Taken by itself, and not through the condition: that does so in Python, where a
         # Ctrl-C could come in between, and nobody would release it.
         self._lock = threading.RLock()
+        #: For the consumer, and for the feeder.
         self._changed = threading.Condition(self._lock)
+        self._emptied = threading.Condition(self._lock)
         #: Chunks that were submitted and not consumed: in order, or as they ended.
         self._line: deque[Task[list[tuple[bool, Any]]]] = deque()
+        #: Those that have not ended, if the others are in the line as they did.
         self._running: set[Task[list[tuple[bool, Any]]]] = set()
         self._pulled_all = False
         self._error: BaseException | None = None
@@ -160,35 +192,37 @@ class Window:
 
     def wait_for_room(self) -> bool:
         """Block until another chunk may be pulled; False if none is wanted any more."""
-        with self._lock:
-            if self._unconsumed() >= self._bound:
+        if self._unconsumed() >= self._bound:
+            with self._lock:
                 # Half of it at a time: to take turns costs more than to pull an item.
-                self._changed.wait_for(
+                self._emptied.wait_for(
                     lambda: self._stopped or self._halted or self._has_much_room()
                 )
-            if self._halted and not self._stopped:
-                raise PoolClosed("the pool", "it ended before all of the input was read")
-            return not self._stopped
+        if self._halted and not self._stopped:
+            raise PoolClosed("the pool", "it ended before all of the input was read")
+        return not self._stopped
 
     def lift(self) -> None:
         """Let all of the input be pulled, since the pool may end before it is consumed."""
         with self._lock:
             self._bound = sys.maxsize
-            self._changed.notify_all()
+            self._emptied.notify_all()
 
     def halt(self) -> None:
         """Let no more of the input be pulled."""
         with self._lock:
             self._halted = True
-            self._changed.notify_all()
+            self._emptied.notify_all()
 
     def add(self, task: Task[list[tuple[bool, Any]]]) -> None:
         """A chunk was submitted."""
-        with self._lock:
+        if self._ordered:
+            self._line.append(task)
+        else:
             self._running.add(task)
-            if self._ordered:
-                self._line.append(task)
         task.add_done_callback(self._ended)
+        if self._stopped:  # and did not know of this one
+            task.cancel()
 
     def end(self, error: BaseException | None) -> None:
         """The input has ended, or raised."""
@@ -200,46 +234,64 @@ class Window:
         return self._unconsumed() <= self._bound // 2
 
     def _unconsumed(self) -> int:
-        return len(self._line) if self._ordered else len(self._line) + len(self._running)
+        return len(self._line) + len(self._running)
 
     def _ended(self, task: Any) -> None:
-        with self._lock:
-            self._running.discard(task)
-            if not self._ordered:
+        if not self._ordered:
+            with self._lock:  # or it would be nowhere for a moment, and all be over
+                self._running.discard(task)
                 self._line.append(task)
-            elif self._line and self._line[0] is not task:
-                return  # nobody waits for it yet
-            self._notify()
+        elif self._is_waited_for() is not task:
+            return
+        self._later(self._notify)
+
+    def _is_waited_for(self) -> Task[Any] | None:
+        """Return the first in the line, which the consumer takes out meanwhile."""
+        try:
+            return self._line[0]
+        except IndexError:
+            return None
 
     def _notify(self) -> None:
-        self._changed.notify_all()
-        if self._wake is not None:
-            self._wake()
-            self._wake = None
+        with self._lock:
+            self._changed.notify_all()
+            if self._wake is not None:
+                self._wake()
+                self._wake = None
 
     # the consumer's side
 
-    def next_chunk(self, timeout: float | None) -> list[tuple[bool, Any]]:
-        """Return the next chunk of results; raises what its worker's end, or the input, did."""
+    def take(self, values: deque[tuple[bool, Any]], timeout: float | None) -> None:
+        """Move the results of some chunks to ``values``, or errors in their place.
+
+        Raises StopIteration if there are no more, and what the input raised.
+        """
         with self._lock:
-            if not self._changed.wait_for(self._ready, timeout):
+            if not (self._ready() or self._changed.wait_for(self._ready, timeout)):
                 raise ResultTimeout("the next item", timeout or 0.0)
-            if self._line:
-                task = self._line.popleft()
-                if self._has_much_room():
-                    self._changed.notify_all()
-            else:
+            if not self._line:
                 self._meter.close()
                 error, self._error = self._error, None
                 if error is not None:
                     raise error
                 raise StopIteration
-        values = task.result()
-        self._meter.advance(len(values))
-        return values
+            sizes: list[int] = []
+            for _ in range(min(self._at_a_time, len(self._line))):
+                task = self._line[0]
+                if not task.done():
+                    break
+                results = _results_of(task)
+                sizes.append(len(results))
+                # Without a call in between: what a signal handler raises loses nothing.
+                values += results
+                del self._line[0]
+            if self._has_much_room():
+                self._emptied.notify_all()
+        for size in sizes:
+            self._meter.advance(size)
 
     def call_when_ready(self, wake: Callable[[], None]) -> bool:
-        """Tell whether `next_chunk` would not block; if it would, ``wake`` is called later."""
+        """Tell whether `take` would not block; if it would, ``wake`` is called later."""
         with self._lock:
             ready = self._ready()
             if not ready:
@@ -257,6 +309,7 @@ class Window:
             self._stopped = True
             left = [*self._line, *self._running]
             self._notify()
+            self._emptied.notify_all()
         for task in left:
             task.cancel()
         self._meter.close()

@@ -410,7 +410,11 @@ class Schedule:
     # the queues
 
     def _queue(self, task: int) -> deque[int]:
-        return self._queues.setdefault(self._priority.get(task, 0), deque())
+        priority = self._priority.get(task, 0)
+        queue = self._queues.get(priority)
+        if queue is None:
+            queue = self._queues[priority] = deque()
+        return queue
 
     def _put_back(self, tasks: Sequence[int]) -> None:
         """Put tasks where they came from: before those that arrived after them."""

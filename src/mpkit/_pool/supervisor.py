@@ -110,6 +110,8 @@ class Supervisor:
         self._arrived: deque[tuple[Task[Any], bytes, Parcel | None]] = deque()
         self._inbox: deque[Callable[[], None]] = deque()
         recorder.unheard = lambda: len(self._arrived) + len(self._shortcut)
+        #: What is to be called at the end of the round.
+        self._later: dict[Callable[[], None], None] = {}
         self._woken = False
         #: Whether it will take no more, of itself or because it failed.
         self.ends = False
@@ -207,6 +209,16 @@ class Supervisor:
         if entry is not None:
             entry.task.wait_again()
 
+    def later(self, call: Callable[[], None]) -> None:
+        """Have this called, once, when what workers have reported is taken in.
+
+        At once, if it is not the supervisor that asks. It must not raise.
+        """
+        if self.is_own_thread():
+            self._later[call] = None
+        else:
+            call()
+
     def tell(self, message: Callable[[], None]) -> None:
         """Have the supervisor call this, soon."""
         self._inbox.append(message)
@@ -260,6 +272,7 @@ class Supervisor:
                     self._verdict.try_again()
                 self._act()
                 self._offer()
+                self._call_later()
         finally:
             # Reached by an error only if mpkit has a bug: then nobody must wait for ever.
             self.ends = True
@@ -267,6 +280,7 @@ class Supervisor:
             with self._ending:
                 self._over.set()
                 self._refuse_the_rest()
+            self._call_later()
             self._release()  # nobody wakes us any more
             self._journals.close()
             self._recorder.close()
@@ -279,6 +293,10 @@ class Supervisor:
     def _woke(self) -> None:
         os.read(self._wake_reader, 512)
         self._woken = False
+
+    def _call_later(self) -> None:
+        while self._later:
+            self._later.popitem()[0]()
 
     def _submitted(self, task: Task[Any], head: bytes, parcel: Parcel | None) -> None:
         self._recorder.submitted += 1
@@ -350,8 +368,9 @@ class Supervisor:
 
     def _runs(self, number: int, task: int) -> bool:
         """Tell whether a worker runs a task, with what is not known yet taken into account."""
-        if self._schedule.running(number) != task:
-            self._take_in()  # some caller has sent it
+        if self._schedule.running(number) == task:
+            return True
+        self._take_in()  # some caller has sent it
         if self._schedule.running(number) != task:
             self._take_back(number)  # some thread has taken back what was before it
         return self._schedule.running(number) == task
