@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from mpkit._errors import PoolClosed
@@ -41,7 +40,6 @@ class Engine:
         self.recorder = Recorder()
         self.feeds = Feeds()
         self._closed_because: str | None = None
-        self._pid = os.getpid()
         self._supervisor = Supervisor(
             workers,
             context,
@@ -93,16 +91,16 @@ class Engine:
 
     def recall(self, task: Task[Any]) -> bool:
         """Take back a task from the inbox of its worker; tell whether it was in there."""
-        return self._pid == os.getpid() and self._supervisor.recall(task)
+        return self._supervisor.ours and self._supervisor.recall(task)
 
     def cancelled(self, task: Task[Any]) -> None:
         """End the pause of a task that was to be tried again."""
-        if self._pid == os.getpid():  # or a forked child has cancelled its copy
+        if self._supervisor.ours:  # or a forked child has cancelled its copy
             self._supervisor.cancelled(task)
 
     def kill(self, task: Task[Any]) -> bool:
         """End a task that runs, by killing its worker."""
-        if self._pid != os.getpid() or task.done():
+        if not self._supervisor.ours or task.done():
             return False
         self._supervisor.kill(task)
         return True
@@ -121,8 +119,8 @@ class Engine:
             raise RuntimeError(f"a callback of a pool cannot wait for {task.name}")
 
     def _check_process(self) -> None:
-        if self._pid != os.getpid():
-            why = f"it belongs to process {self._pid}; make one in this process"
+        if not self._supervisor.ours:
+            why = f"it belongs to process {self._supervisor.pid}; make one in this process"
             raise PoolClosed("the pool", why)
 
     def check_open(self, fed: bool = False) -> None:

@@ -113,6 +113,10 @@ class Supervisor:
         #: What is to be called at the end of the round.
         self._later: dict[Callable[[], None], None] = {}
         self._woken = False
+        self.pid = os.getpid()
+        #: Whether this is its process still, and no child that was forked. (To ask the kernel
+        #: each time takes as long as to make a task.)
+        self.ours = True
         #: Whether it will take no more, of itself or because it failed.
         self.ends = False
         self._over = threading.Event()
@@ -498,6 +502,7 @@ class Supervisor:
         """Nothing to let go of."""
 
     def _after_fork_in_child(self) -> None:
+        self.ours = False
         # Nothing of the pool lives here: its thread does not, its links have closed
         # themselves, and its workers belong to the parent.
         if self._wake_writer >= 0:
