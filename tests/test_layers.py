@@ -74,6 +74,7 @@ LAYERS = [
     "_pool.warden",
     "_pool.verdict",
     "_pool.dispatch",
+    "_pool.mailbox",
     "_pool.supervisor",
     "_pool.backend",
     "_pool.engine",

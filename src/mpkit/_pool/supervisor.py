@@ -20,7 +20,6 @@ import selectors
 import signal
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from mpkit import _fork, _outcome
@@ -30,6 +29,7 @@ from mpkit._pool.crew import Worker
 from mpkit._pool.dispatch import Dispatch
 from mpkit._pool.journal import Journals
 from mpkit._pool.ledger import Ledger
+from mpkit._pool.mailbox import Mailbox
 from mpkit._pool.schedule import (
     Abandon,
     Lose,
@@ -106,28 +106,20 @@ class Supervisor:
         self._shortcut = Shortcut()
         # Whether the supervisor has begun, or is not to begin any more.
         self._supervised = self._given_up = False
-        #: What was submitted, and then everything else that the supervisor is told.
-        self._arrived: deque[tuple[Task[Any], bytes, Parcel | None]] = deque()
-        self._inbox: deque[Callable[[], None]] = deque()
-        recorder.unheard = lambda: len(self._arrived) + len(self._shortcut)
         #: What is to be called at the end of the round.
         self._later: dict[Callable[[], None], None] = {}
-        self._woken = False
         self.pid = os.getpid()
         #: Whether this is its process still, and no child that was forked. (To ask the kernel
         #: each time takes as long as to make a task.)
         self.ours = True
         #: Whether it will take no more, of itself or because it failed.
         self.ends = False
-        self._over = threading.Event()
-        # Held by who wakes the supervisor, and by the supervisor while it ends: so that
-        # nobody wakes what is no longer there.
-        self._ending = threading.RLock()
         self._selector = selectors.DefaultSelector()
         with _fork.guard:
-            self._wake_reader, self._wake_writer = os.pipe()
+            self._mailbox = Mailbox(self._refuse)
             _fork.know(self)
-        self._selector.register(self._wake_reader, selectors.EVENT_READ, self._woke)
+        recorder.unheard = lambda: len(self._mailbox) + len(self._shortcut)
+        self._selector.register(self._mailbox.reader, selectors.EVENT_READ, self._mailbox.woke)
         # The first workers start here: a fork is safest while there are few threads.
         try:
             self._act()
@@ -139,7 +131,7 @@ class Supervisor:
 
     def _give_up(self) -> None:
         """End what was begun. A Ctrl-C may have come when the supervisor had just started."""
-        with self._ending:
+        with self._mailbox.lock:
             self._given_up = not self._supervised
         if self._given_up:
             self._stop_workers()
@@ -157,10 +149,9 @@ class Supervisor:
             sent = self._shortcut.send(task, head)
             if sent is not None:
                 if not sent:
-                    self._wake()
+                    self._mailbox.wake()
                 return
-        self._arrived.append((task, head, parcel))
-        self._wake()
+        self._mailbox.submit((task, head, parcel))
 
     def close(self) -> None:
         """No more calls will come: have the workers leave when all are done."""
@@ -173,7 +164,7 @@ class Supervisor:
 
     def join(self, timeout: float | None) -> bool:
         """Wait until the workers have left and every task is settled."""
-        return self._over.wait(timeout)
+        return self._mailbox.over.wait(timeout)
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks with which no worker has begun."""
@@ -225,34 +216,17 @@ class Supervisor:
 
     def tell(self, message: Callable[[], None]) -> None:
         """Have the supervisor call this, soon."""
-        self._inbox.append(message)
-        self._wake()
+        self._mailbox.tell(message)
 
-    def _wake(self) -> None:
-        # The supervisor clears the flag before it looks for what there is: if it is set here,
-        # what we appended is yet to be seen.
-        if not self._woken:
-            with self._ending:
-                if self._over.is_set():
-                    self._refuse_the_rest()
-                else:
-                    # Nothing in between from which a signal handler may raise, or nobody
-                    # would ever wake the supervisor again.
-                    self._woken = True
-                    os.write(self._wake_writer, b"!")
-
-    def _refuse_the_rest(self) -> None:
-        """Settle what was submitted when it was too late. Holds _ending."""
-        self._take_in()
-        while self._inbox:
-            self._inbox.popleft()()
+    def _refuse(self) -> None:
+        """Settle what was submitted when it was too late. Holds the lock of the mailbox."""
+        self._hear()
         self._ledger.settle_all(_STOPPED)
-        self._woken = False
 
     # the supervisor thread
 
     def _supervise(self) -> None:
-        with self._ending:
+        with self._mailbox.lock:
             self._supervised = not self._given_up
         if self._given_up:
             return
@@ -268,9 +242,7 @@ class Supervisor:
                     for number, worker in list(self._crew.items()):
                         if worker.has_written():
                             self._read_reports(number)
-                self._take_in()
-                while self._inbox:
-                    self._inbox.popleft()()
+                self._hear()
                 if when is not None:
                     self._warden.make_rounds(self._retire)
                     self._verdict.try_again()
@@ -281,9 +253,7 @@ class Supervisor:
             # Reached by an error only if mpkit has a bug: then nobody must wait for ever.
             self.ends = True
             self._stop_workers()
-            with self._ending:
-                self._over.set()
-                self._refuse_the_rest()
+            self._mailbox.end()
             self._call_later()
             self._release()  # nobody wakes us any more
             self._journals.close()
@@ -294,9 +264,11 @@ class Supervisor:
         times = self._warden.next_round(), self._verdict.next_try()
         return min((when for when in times if when is not None), default=None)
 
-    def _woke(self) -> None:
-        os.read(self._wake_reader, 512)
-        self._woken = False
+    def _hear(self) -> None:
+        """Take in what other threads have submitted and told."""
+        self._take_in()
+        for message in self._mailbox.messages():
+            message()
 
     def _call_later(self) -> None:
         while self._later:
@@ -312,8 +284,8 @@ class Supervisor:
 
     def _take_in(self) -> None:
         """Take in what callers have submitted, and what they have sent to idle workers."""
-        while self._arrived:
-            self._submitted(*self._arrived.popleft())
+        for submission in self._mailbox.submissions():
+            self._submitted(*submission)
         for task, head, number, receipt in self._shortcut.handed():
             if not receipt or number not in self._crew:
                 task.wait_again()
@@ -489,9 +461,7 @@ class Supervisor:
         # has these numbers by then.
         with _fork.guard:
             self._selector.close()
-            os.close(self._wake_reader)
-            writer, self._wake_writer = self._wake_writer, -1
-            os.close(writer)
+            self._mailbox.close()
 
     # a fork of this process
 
@@ -505,7 +475,7 @@ class Supervisor:
         self.ours = False
         # Nothing of the pool lives here: its thread does not, its links have closed
         # themselves, and its workers belong to the parent.
-        if self._wake_writer >= 0:
+        if not self._mailbox.closed:
             self._release()
 
 

@@ -1,0 +1,99 @@
+"""What other threads tell a supervisor, and how it is woken."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mpkit._parcel import Parcel
+    from mpkit._pool.task import Task
+
+    Submission = tuple[Task[Any], bytes, Parcel | None]
+
+
+class Mailbox:
+    """Any thread may put something in; the supervisor takes it out, and is woken for it.
+
+    To be made while `_fork.guard` is held, and closed likewise. ``refuse`` is called for what
+    comes when the supervisor has ended, with the lock held: it takes it out and settles it.
+    """
+
+    def __init__(self, refuse: Callable[[], None]) -> None:
+        self._refuse = refuse
+        self._submissions: deque[Submission] = deque()
+        self._messages: deque[Callable[[], None]] = deque()
+        self._woken = False
+        #: Set when the supervisor has ended.
+        self.over = threading.Event()
+        #: Held by who wakes the supervisor, and by the supervisor while it ends: so that
+        #: nobody wakes what is no longer there.
+        self.lock = threading.RLock()
+        self.reader, self._writer = os.pipe()
+
+    def __len__(self) -> int:
+        """Return how many submissions were not taken out."""
+        return len(self._submissions)
+
+    def submit(self, submission: Submission) -> None:
+        """Put in a call that is to be run."""
+        self._submissions.append(submission)
+        self.wake()
+
+    def tell(self, message: Callable[[], None]) -> None:
+        """Have the supervisor call this, soon."""
+        self._messages.append(message)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the supervisor look for what there is."""
+        # It clears the flag before it looks: if it is set here, what we put in is yet to be seen.
+        if not self._woken:
+            with self.lock:
+                if self.over.is_set():
+                    self._refuse()
+                else:
+                    # Nothing in between from which a signal handler may raise, or nobody
+                    # would ever wake the supervisor again.
+                    self._woken = True
+                    os.write(self._writer, b"!")
+
+    # called by the supervisor
+
+    def woke(self) -> None:
+        """The reader is readable."""
+        os.read(self.reader, 512)
+        self._woken = False
+
+    def submissions(self) -> Iterator[Submission]:
+        """Take out what was submitted."""
+        while self._submissions:
+            yield self._submissions.popleft()
+
+    def messages(self) -> Iterator[Callable[[], None]]:
+        """Take out what is to be called."""
+        while self._messages:
+            yield self._messages.popleft()
+
+    def end(self) -> None:
+        """Refuse what is there, and from now on what comes."""
+        with self.lock:
+            self.over.set()
+            # First: who believes that it was woken has put in before this what is refused now.
+            self._woken = False
+            self._refuse()
+
+    @property
+    def closed(self) -> bool:
+        """Whether this process has closed (its copy of) the pipe."""
+        return self._writer < 0
+
+    def close(self) -> None:
+        """Give the descriptors back. Nobody wakes the supervisor any more."""
+        os.close(self.reader)
+        writer, self._writer = self._writer, -1
+        os.close(writer)
