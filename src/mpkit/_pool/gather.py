@@ -119,9 +119,14 @@ class Gather(Generic[R]):
             self._go_on()
         except BaseException:  # the caller gets that, and nobody the whole
             self.whole.call_back(None, None)
-            for task in self._give_up(with_those_to_come=True):
-                task.cancel()
+            self._give_up(with_those_to_come=True)
+            for part, task in list(self._running.items()):
+                if task is not None:  # which may have been about to tell us of its end
+                    task.cancel()
+                    task.add_done_callback(functools.partial(self._ended, part))
             self._go_on()
+            if self._over:  # and this may have been about to happen
+                self._backend.feeds.leave(self)
             raise
 
     def _begin(self, part: Slice) -> None:
@@ -134,13 +139,17 @@ class Gather(Generic[R]):
         task.add_done_callback(functools.partial(self._ended, part))
 
     def _ended(self, part: Slice, task: Any) -> None:
+        """A task has ended. It may say so twice, if something interrupted `begin`."""
+        if part not in self._running:
+            return
         values: list[R] = []
         seconds, error = 0.0, CancelledError() if task.cancelled() else task.exception()
         if error is None:
             values, seconds = task.result()
             self._meter.advance(len(values))
         with self._lock:
-            del self._running[part]
+            if self._running.pop(part, None) is None:
+                return
             start = part.start + len(values)
             if error is not None:
                 self._note_failure(part.place, error)
