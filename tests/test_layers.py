@@ -59,6 +59,7 @@ LAYERS = [
     "_pool",
     "_pool.schedule",
     "_pool.wire",
+    "_pool.slices",
     "_pool.packing",
     "_pool.journal",
     "_pool.worker",

@@ -69,11 +69,10 @@ class MsgspecCodec:
         parcel = Parcel()
         parcel.trusting = False
         try:
-            parcel.stream = self._encode(message)
+            parcel.hold(self._encode(message))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             why = f"msgspec cannot encode it: {error}"
             raise NotPicklable(_named(message, self.label), why) from error
-        parcel.plain = len(parcel.stream) <= _parcel.MOST_INLINE
         return parcel
 
     def unpack(self, data: bytes, fds: list[int], start: int = 0) -> Any:

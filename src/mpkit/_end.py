@@ -53,7 +53,7 @@ class End:
         self.link = link
         link.keep(*kept)
         self.codec = codec
-        self.label = codec.label
+        self.label: str = codec.label
         #: The process that sent last; None before anything came.
         self.peer_pid: int | None = peer_pid
         #: Why nothing more will be received.
@@ -72,8 +72,8 @@ class End:
     def settle(self) -> None:
         """Be the end of this process, which may be a child that was just forked."""
         #: What every message begins with, and what one that is plain does.
-        self.header = _HEADER.pack(_MESSAGE, os.getpid())
-        self.plain_header = self.header + PLAIN
+        self.header: bytes = _HEADER.pack(_MESSAGE, os.getpid())
+        self.plain_header: bytes = self.header + PLAIN
 
     def facts(self) -> tuple[Any, ...]:
         """Return what makes the same end over another link: what moves besides that."""

@@ -81,9 +81,10 @@ _SEGMENT_HEAD = struct.Struct("=cBQ")
 #: How the packet of a `Parcel.plain` begins.
 PLAIN: Final = _HEAD.pack(_STREAM, 0)
 
-#: Bytes of a packet that are left to those who put something before a message, or around
-#: it (the pool needs 36).
-_FOR_OTHERS: Final = 64
+#: Bytes of a packet that are left to those who put something before a message (the pool does
+#: so with the name of a function), and around that (the pool needs 36).
+MOST_HEAD: Final = 320
+_FOR_OTHERS: Final = MOST_HEAD + 64
 MOST_INLINE: Final = PACKET - _FOR_OTHERS - _HEAD.size
 
 #: A message in a segment takes room in the socket's buffer, too: it is padded with its
@@ -114,6 +115,10 @@ class Parcel:
     _used = 0
     #: Whether its receiver believes what a pickle says.
     trusting = True
+
+    def hold(self, stream: bytes) -> None:
+        """Be a message that is this stream, and nothing else."""
+        self.stream, self.plain = stream, len(stream) <= MOST_INLINE
 
     def carry(self, thing: Movable) -> int:
         """Take ``thing`` along; return the index by which the receiver can `claim` it."""
@@ -165,11 +170,10 @@ class Parcel:
     def _parts(self) -> list[memoryview]:
         return [memoryview(self.stream), *(buffer.raw() for buffer in self.buffers)]
 
-    def alone(self, header: bytes) -> bytes | None:
-        """Return the message as `unpack` reads it, in one piece; None if it is more than a stream."""
-        if self.buffers or self._copies is not None:
-            return None
-        return header + PLAIN + self.stream
+    @property
+    def alone(self) -> bool:
+        """Whether it is a stream, of any length, and nothing else."""
+        return not self.buffers and self._copies is None
 
     def depart(self, where: str) -> None:
         """What is carried belongs to ``where`` from now on."""

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import operator
+import os
 import time
 from concurrent.futures import CancelledError
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpkit import _parcel, channel
 from mpkit._call import Call
 from mpkit._errors import PoolClosed
-from mpkit._pool import chunks, packing
+from mpkit._frames import PACKET
+from mpkit._pool import packing
 from mpkit._pool import progress as progress_
 from mpkit._pool.gather import Gather, Slice
 from mpkit._pool.options import Options
 from mpkit._pool.results import Feeds
+from mpkit._pool.slices import run_slice
 from mpkit._pool.task import Task
 
 Part = Task[tuple[list[int], float]]
@@ -24,8 +30,6 @@ Part = Task[tuple[list[int], float]]
 
 class Bench:
     """A backend on which a slice ends when the test says so."""
-
-    slices = True
 
     def __init__(self, workers: int, sizes: list[int]) -> None:
         self.workers = workers
@@ -175,40 +179,56 @@ def test_a_map_that_cannot_begin_cancels_what_has_and_lets_the_pool_end() -> Non
 # in a worker
 
 
-def packed(fn: Any, items: list[Any], *, star: bool = False) -> bytes:
-    made = packing.pack_alone(Call(fn, (items, star), {}))
-    assert made is not None
-    return made
-
-
-@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 1000])
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 10_000])
 def test_a_slice_of_short_items_is_done_at_once(count: int) -> None:
     items = [-number for number in range(count)]
-    values, _ = chunks.run_slice(packed(abs, items), 0, count, 1e9)
+    values, _ = run_slice(abs, items, False, 0, count, 1e9)
     assert values == list(range(count))
-    values, _ = chunks.run_slice(packed(abs, items), count // 2, count, 1e9)
+    values, _ = run_slice(abs, items, False, count // 2, count, 1e9)
     assert values == list(range(count // 2, count))
 
 
 def test_a_slice_ends_after_the_item_at_which_its_time_is_over() -> None:
-    values, seconds = chunks.run_slice(packed(time.sleep, [0.02] * 50), 10, 50, 0.01)
+    values, seconds = run_slice(time.sleep, [0.02] * 50, False, 10, 50, 0.01)
     assert values == [None]
     assert seconds >= 0.02
-    values, _ = chunks.run_slice(packed(abs, [1, 2, 3]), 1, 3, 0.0)
+    values, _ = run_slice(abs, [1, 2, 3], False, 1, 3, 0.0)
     assert values[:1] == [2]
 
 
-def test_arguments_of_a_slice_may_be_tuples() -> None:
-    values, _ = chunks.run_slice(packed(pow, [(2, 3), (3, 2)], star=True), 0, 2, 1e9)
-    assert values == [8, 9]
+def test_items_of_a_slice_may_be_tuples_of_arguments() -> None:
+    assert run_slice(pow, [(2, 3), (3, 2)], True, 0, 2, 1e9)[0] == [8, 9]
 
 
-class Spoilt:
-    def __reduce__(self) -> Any:
-        return int, ("spoilt",)
+@pytest.mark.parametrize("size", [1, 200_000])
+@pytest.mark.parametrize("fn", [abs, operator.methodcaller("upper")], ids=["by name", "pickled"])
+def test_a_part_of_a_chunk_can_be_sent_more_than_once(fn: Any, size: int) -> None:
+    items = ["a" * size, "b" * size]
+    chunk = packing.pack_chunk(Call(fn, (items, False), {}))
+    assert chunk is not None
+    for start in range(2):
+        data, parcel = packing.Part(chunk, start, 2, 0.5).seal()
+        fds: list[int] = []
+        if parcel is not None:
+            data, sent = parcel.seal(data)
+            fds = [os.dup(fd) for fd in sent]
+            parcel.close()
+        assert bool(fds) == (size > 1)
+        run, args, kwargs = packing.unpack(data, fds)
+        assert (run, kwargs) == (run_slice, {})
+        assert args[1:] == (items, False, start, 2, 0.5)
 
 
-def test_items_that_cannot_be_unpickled_say_where_that_was() -> None:
-    with pytest.raises(ValueError, match="spoilt") as caught:
-        chunks.run_slice(packed(abs, [Spoilt()]), 0, 1, 1.0)
-    assert caught.value.__notes__ == ["(raised while a worker unpickled the items of a map)"]
+def test_what_cannot_be_sent_twice_is_no_chunk_of_parts() -> None:
+    here, there = channel()
+    for thing in (here, np.zeros(10**6)):
+        assert packing.pack_chunk(Call(abs, ([thing], False), {})) is None
+    here.close()  # is still ours
+    there.close()
+
+
+def test_the_longest_name_leaves_room_for_a_packet() -> None:
+    chunk = packing.Chunk(bytes([254]) + b"n" * 254, b"x" * _parcel.MOST_INLINE)
+    data, parcel = packing.Part(chunk, 0, 1, 0.5).seal()
+    assert parcel is None
+    assert len(data) <= PACKET - 60

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from mpkit._call import Call
     from mpkit._pool.options import Options
+    from mpkit._pool.packing import Part
     from mpkit._pool.task import Task
 
 
@@ -31,8 +32,6 @@ class Backend(Control, Protocol):
     #: How many calls run at a time at most: what chunks are sized by.
     workers: int
     recorder: Recorder
-    #: Whether a map may come in slices: what it has is pickled anyway, and workers are our own.
-    slices: bool
     #: What it takes calls from, even after `close`.
     feeds: Feeds
 
@@ -48,6 +47,10 @@ class Backend(Control, Protocol):
         Raises `PoolClosed` after `close`, if it is not one of `feeds` that asks, and after
         `terminate`.
         """
+
+    @property
+    def submit_part(self) -> Callable[[Task[Any], Part, bool], None] | None:
+        """As `submit`, for a part of a chunk that was packed; None if chunks stay whole."""
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks that have not begun."""
@@ -99,7 +102,7 @@ class Inline(NoControl):
     """Runs each call in the thread that submits it, for debugging and for tests."""
 
     workers = 1
-    slices = False
+    submit_part = None
 
     def __init__(self, init: Call | None) -> None:
         self.recorder = Recorder()
@@ -159,7 +162,7 @@ class Inline(NoControl):
 class OnExecutor(NoControl):
     """Runs calls on an executor of somebody else's, which is not shut down with the pool."""
 
-    slices = False
+    submit_part = None
 
     def __init__(self, executor: Executor) -> None:
         self.recorder = Recorder()

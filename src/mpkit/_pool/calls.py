@@ -13,6 +13,7 @@ from mpkit._pool import progress as progress_
 from mpkit._pool.gather import Gather
 from mpkit._pool.options import whole_number
 from mpkit._pool.results import AHEAD, Results
+from mpkit._pool.slices import SLICE_SECONDS
 from mpkit._pool.task import Task
 
 if TYPE_CHECKING:
@@ -273,12 +274,15 @@ class Calls:
         fed: bool = False,
     ) -> Task[R]:
         call = Call(_function(fn), tuple(args), dict(kwargs))
-        task: Task[R] = Task(name or call.what, self._options, self, self._backend)
+        task: Task[R] = self._task(name or call.what)
         if callback is not None or error_callback is not None:
             _check_callbacks(callback, error_callback)
             task.call_back(callback, error_callback)
         self._backend.submit(task, call, fed)
         return task
+
+    def _task(self, name: str) -> Task[Any]:
+        return Task(name, self._options, self, self._backend)
 
     def _map(
         self,
@@ -299,11 +303,11 @@ class Calls:
         size = chunksize or chunks.default_size(len(items), self._backend.workers)
         name = _outcome.describe(fn)
         pieces = list(chunks.split(items, size))
-        sliced = chunksize is None and size > 1 and self._backend.slices
-        submit: _Parts[R] = _Parts(self._submit, fn, pieces, star=star, sliced=sliced)
+        parts: _Parts[R] = _Parts(self, fn, pieces, star=star)
+        submit = parts.slices if chunksize is None and size > 1 else parts.chunks
         meter = progress_.meter(progress, len(items))
         sizes = [len(piece) for piece in pieces]
-        longest = math.inf if self._options.timeout is None else chunks.SLICE_SECONDS
+        longest = math.inf if self._options.timeout is None else SLICE_SECONDS
         gather: Gather[R] = Gather(self._backend, submit, sizes, meter, longest)
         whole = gather.whole = Task(f"map of {name}", self._options, control=gather)
         whole.call_back(callback, error_callback)
@@ -357,30 +361,31 @@ def _result(task: Task[R]) -> R:
 
 
 class _Parts(Generic[R]):
-    """Submits the parts of a map: chunks, each of which is pickled once, and slices of them."""
+    """Submits the parts of a map: chunks, each of which is pickled once, or slices of them."""
 
     def __init__(
-        self,
-        submit: Callable[..., Task[tuple[list[R], float]]],
-        fn: Callable[..., R],
-        pieces: Sequence[Sequence[Any]],
-        *,
-        star: bool,
-        sliced: bool,
+        self, calls: Calls, fn: Callable[..., R], pieces: Sequence[Sequence[Any]], *, star: bool
     ) -> None:
-        self._submit = submit
+        self._calls = calls
         self._fn = fn
         self._name = _outcome.describe(fn)
         self._pieces = pieces
         self._star = star
-        self._sliced = sliced
 
-    def __call__(self, part: Slice) -> Task[tuple[list[R], float]]:
+    def chunks(self, part: Slice) -> Task[tuple[list[R], float]]:
+        """Submit a chunk."""
         args = self._fn, self._pieces[part.chunk], self._star
-        if part.packed is None and self._sliced:
-            part.packed = packing.pack_alone(Call(self._fn, args[1:], {}))
-        if part.packed is None:
-            return self._submit(chunks.run_all, args, {}, name=self._name)
-        some = part.packed, part.start, part.stop, part.seconds
-        fed = part.start > 0  # the pool may have been closed since the map began
-        return self._submit(chunks.run_slice, some, {}, name=self._name, fed=fed)
+        return self._calls._submit(chunks.run_all, args, {}, name=self._name)
+
+    def slices(self, part: Slice) -> Task[tuple[list[R], float]]:
+        """Submit a slice of one; all of it if it cannot be sent again."""
+        submit_part = self._calls._backend.submit_part
+        if part.packed is None and submit_part is not None:
+            call = Call(self._fn, (self._pieces[part.chunk], self._star), {})
+            part.packed = packing.pack_chunk(call)
+        if part.packed is None or submit_part is None:
+            return self.chunks(part)
+        task = self._calls._task(self._name)
+        what = packing.Part(part.packed, part.start, part.stop, part.seconds)
+        submit_part(task, what, part.start > 0)  # the pool may have been closed meanwhile
+        return task

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mpkit._call import Call
     from mpkit._pool.options import Options
+    from mpkit._pool.packing import Part
     from mpkit._pool.task import Task
 
 _CLOSED = "it was closed"
@@ -23,8 +24,6 @@ _CLOSED = "it was closed"
 
 class Engine:
     """Runs tasks on processes of its own. Any thread may call all of it."""
-
-    slices = True
 
     def __init__(
         self,
@@ -64,6 +63,11 @@ class Engine:
             parcel.own()
             parcel.depart(f"moved to the worker that runs {task.name}")
         self._supervisor.submit(task, head, parcel)
+
+    def submit_part(self, task: Task[Any], part: Part, fed: bool) -> None:
+        """As `submit`, for a part of a chunk that was packed."""
+        self.check_open(fed)
+        self._supervisor.submit(task, *part.seal())
 
     def close(self) -> None:
         """Take no more tasks; the workers leave when all are done."""

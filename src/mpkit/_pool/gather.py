@@ -1,6 +1,6 @@
 """A map as a whole: its chunks, in slices where items take long, and the list of its results.
 
-A worker that has a chunk goes on with it for `chunks.SLICE_SECONDS`. Short items are all done
+A worker that has a chunk goes on with it for `slices.SLICE_SECONDS`. Short items are all done
 by then, and cost no more than in any other chunk. Of those that take longer, it is known then
 how long; and what is left of all chunks is cut into slices, the longest items first, and each
 slice shorter than those before it. So no worker has nothing to do while another one has many
@@ -17,12 +17,13 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from mpkit._errors import PoolClosed
-from mpkit._pool.chunks import SLICE_SECONDS
+from mpkit._pool.slices import SLICE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mpkit._pool.backend import Backend
+    from mpkit._pool.packing import Chunk
     from mpkit._pool.progress import Meter
     from mpkit._pool.task import Task
 
@@ -36,7 +37,7 @@ PARTS = 8
 class Slice:
     """Items of a chunk, from ``start`` up to ``stop``, and how long to go on with them."""
 
-    def __init__(self, chunk: int, start: int, stop: int, seconds: float, packed: bytes | None):
+    def __init__(self, chunk: int, start: int, stop: int, seconds: float, packed: Chunk | None):
         self.chunk = chunk
         self.start = start
         self.stop = stop
@@ -58,7 +59,7 @@ class _Rest(NamedTuple):
     chunk: int
     start: int
     stop: int
-    packed: bytes | None
+    packed: Chunk | None
 
     @property
     def place(self) -> tuple[int, int]:

@@ -7,22 +7,29 @@ that out takes longer than to pickle a few arguments, and so does it to read it.
 from __future__ import annotations
 
 import contextlib
+import struct
 import sys
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mpkit import _parcel
 from mpkit._call import PARTS
+from mpkit._parcel import Parcel
+from mpkit._pool.slices import run_slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mpkit._call import Call
-    from mpkit._parcel import Parcel
 
 #: A call begins with how many bytes of name follow, or this, if all of it is in the message.
 _NAMELESS: Final = b"\x00"
-_LONGEST: Final = 255
+_LONGEST: Final = 254
+#: Or this, if it is a part of one: then follow the first of its items, the one behind the last,
+#: and the seconds that there are for them; and then the call with all of them.
+_PART: Final = b"\xff"
+_PART_HEAD = struct.Struct("=cQQd")
+assert _PART_HEAD.size + 1 + _LONGEST <= _parcel.MOST_HEAD
 
 
 def pack(call: Call) -> tuple[bytes, Parcel | None]:
@@ -30,35 +37,65 @@ def pack(call: Call) -> tuple[bytes, Parcel | None]:
 
     Raises NotPicklable, naming what cannot travel.
     """
+    head, parcel = _pack(call)
+    if parcel is None:
+        return head, None
+    return (parcel.seal(head)[0], None) if parcel.plain else (head, parcel)
+
+
+def _pack(call: Call) -> tuple[bytes, Parcel | None]:
     fn, args, kwargs = call.fn, call.args, call.kwargs
     head = _named(fn)
     if head is None:
         head = _NAMELESS
-        parcel = _parcel.pack((fn, args, kwargs), f"{call.what}(...)", PARTS)
-    elif not args and not kwargs:
+        return head, _parcel.pack((fn, args, kwargs), f"{call.what}(...)", PARTS)
+    if not args and not kwargs:
         return head, None
-    else:
-        parcel = _parcel.pack((args, kwargs), f"{call.what}(...)", PARTS[1:])
-    if parcel.plain:
-        return parcel.seal(head)[0], None
-    return head, parcel
+    return head, _parcel.pack((args, kwargs), f"{call.what}(...)", PARTS[1:])
 
 
-def pack_alone(call: Call) -> bytes | None:
-    """Pickle a call into bytes that are all of it, however many; None if it has more than that.
+class Chunk(NamedTuple):
+    """A packed call of a function with the items of a chunk, and whether they are arguments."""
 
-    That is large buffers, which are better not copied, and what moves and so cannot go twice.
+    head: bytes
+    stream: bytes
+
+
+class Part(NamedTuple):
+    """The call of `slices.run_slice` for some items of a chunk."""
+
+    chunk: Chunk
+    start: int
+    stop: int
+    seconds: float
+
+    def seal(self) -> tuple[bytes, Parcel | None]:
+        """Return what `pack` does of a call."""
+        head = _PART_HEAD.pack(_PART, self.start, self.stop, self.seconds) + self.chunk.head
+        parcel = Parcel()
+        parcel.hold(self.chunk.stream)
+        return (parcel.seal(head)[0], None) if parcel.plain else (head, parcel)
+
+
+def pack_chunk(call: Call) -> Chunk | None:
+    """Pickle a call so that it can be sent again and again; None if it has more than a stream.
+
+    That is large buffers, in which several workers would write, and what can move only once.
     """
-    head, parcel = pack(call)
+    head, parcel = _pack(call)
     if parcel is None:
-        return head
+        return None
     with contextlib.closing(parcel):
-        return parcel.alone(head)
+        return Chunk(head, parcel.stream) if parcel.alone else None
 
 
 def unpack(data: bytes, fds: list[int]) -> tuple[Callable[..., Any], Any, Any]:
     """Return the function and the arguments of a call. Raises what unpickling raises."""
     length = data[0]
+    if length == _PART[0]:
+        _, start, stop, seconds = _PART_HEAD.unpack_from(data)
+        fn, (chunk, star), _ = unpack(data[_PART_HEAD.size :], fds)
+        return run_slice, (fn, chunk, star, start, stop, seconds), {}
     if not length:
         fn, args, kwargs = _parcel.unpack(data, fds, 1)
         return fn, args, kwargs
