@@ -105,16 +105,16 @@ class Parcel:
     stream: bytes = b""
     #: Whether it is a stream that fits into a packet, and nothing else. Then there is nothing
     #: to close, either.
-    plain = False
+    plain: bool = False
     buffers: Sequence[pickle.PickleBuffer] = ()
     #: What is carried.
     movables: Sequence[Movable] = ()
     #: Descriptors of what is carried.
     _copies: _fork.Descriptors | None = None
     _segment: Loan | None = None
-    _used = 0
+    _used: int = 0
     #: Whether its receiver believes what a pickle says.
-    trusting = True
+    trusting: bool = True
 
     def hold(self, stream: bytes) -> None:
         """Be a message that is this stream, and nothing else."""
