@@ -391,6 +391,12 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.act()
 
     @invariant()
+    def what_is_counted_is_there(self) -> None:
+        workers = self.schedule._workers.values()
+        assert self.schedule._sent == sum(len(state.tasks) for state in workers)
+        assert self.schedule._retiring == sum(state.retiring for state in workers)
+
+    @invariant()
     def no_more_workers_than_asked_for(self) -> None:
         staying = [worker for worker in self.workers.values() if not worker.retired]
         assert len(staying) <= self.size

@@ -75,9 +75,9 @@ def test_what_was_not_counted_is_not_there(journals: Journals) -> None:
 
 
 def test_who_sleeps_is_to_be_woken_once_by_each(journals: Journals) -> None:
-    (_, one), (_, other) = opened(journals), opened(journals)
+    (first, one), (_, other) = opened(journals), opened(journals)
     assert not one.write(b"it is awake")
-    assert journals.changed()
+    assert journals.changed() == [first]
     assert journals.fall_asleep()
     assert one.write(b"1")
     assert not one.write(b"2")
@@ -85,7 +85,7 @@ def test_who_sleeps_is_to_be_woken_once_by_each(journals: Journals) -> None:
     journals.wake_up()
     assert not other.write(b"4")
     assert not journals.fall_asleep(), "there is something to read"
-    assert journals.changed()
+    assert len(journals.changed()) == 2
     assert not journals.changed()
     assert journals.fall_asleep()
     assert one.write(b"in its next sleep")
@@ -130,3 +130,14 @@ def test_a_writer_that_is_killed_leaves_what_it_has_written() -> None:
 
 def test_there_is_room_for_what_it_has_to_hold() -> None:
     assert (MOST_BYTES + 4) * (2 * MOST_IN_PACKET + 8) + MOST_BYTES <= journal._SIZE
+
+
+def test_who_has_written_is_found_among_many() -> None:
+    many = Journals(50, forks=True)
+    writers = dict(opened(many) for _ in range(50))
+    for slots in ([0], [49], [15, 16, 17], list(range(50)), []):
+        for slot in slots:
+            writers[slot].write(b"a record")
+        assert many.changed() == slots
+    writers.clear()
+    many.close()

@@ -68,8 +68,9 @@ class Worker:
         self.babbles = False
         #: What was received and is to be read where the journal says so.
         self._received: deque[tuple[Report, list[int]]] = deque()
-        self._slot = journals.open()
-        journal = None if self._slot is None else journals.journal(self._slot)
+        #: Which journal is its own, if any.
+        self.slot = journals.open()
+        journal = None if self.slot is None else journals.journal(self.slot)
         try:
             # Ctrl-C must not end a worker that does not ignore it yet.
             with stdlib.interrupts_held(context.get_start_method()):
@@ -148,8 +149,8 @@ class Worker:
         for _ in range(REPORTS_AT_A_TIME):
             if not self._receive():
                 break
-        if self._slot is not None:
-            for record in self._journals.read(self._slot):
+        if self.slot is not None:
+            for record in self._journals.read(self.slot):
                 # Nobody else writes there, so this is to be believed of one that babbles, too.
                 if record:
                     yield wire.decode_for_parent(record), []
@@ -158,7 +159,7 @@ class Worker:
                 elif self._received or self._receive():
                     yield self._received.popleft()
         # What it was killed or cut off before it could note is the last that it has said.
-        while self._received and (self._slot is None or self.hung_up):
+        while self._received and (self.slot is None or self.hung_up):
             yield self._received.popleft()
 
     def disbelieve(self) -> None:
@@ -190,7 +191,7 @@ class Worker:
 
     def has_written(self) -> bool:
         """Tell whether there is something new in its journal."""
-        return self._slot is not None and self._journals.unread(self._slot)
+        return self.slot is not None and self._journals.unread(self.slot)
 
     def has_reports(self) -> bool:
         """Tell whether `reports` would yield something, or find the end."""
@@ -267,9 +268,9 @@ class Worker:
 
     def close(self) -> None:
         """Close our ends, when its process has ended."""
-        if self._slot is not None:
-            self._journals.give_back(self._slot)
-            self._slot = None
+        if self.slot is not None:
+            self._journals.give_back(self.slot)
+            self.slot = None
         self._forget_received()
         with self._recalling:
             for link in (self._inbox, self._unread, self.outbox):

@@ -40,6 +40,9 @@ _TURN: Final = 0xFFFF_FFFF
 #: packet" is not imported for that, as a worker needs nothing else of it. A test looks after it.)
 _SIZE: Final = 64 * 1024
 
+#: Bytes of counts that are compared at a time, where most are as they were.
+_BLOCK: Final = 8 * 16
+
 _turnstile = threading.Lock()
 
 
@@ -177,13 +180,19 @@ class Journals:
         """Tell whether there is something to read."""
         return self._read[slot] < self._counts[1 + slot]
 
-    def changed(self) -> bool:
-        """Tell whether anybody has written since this was last asked."""
-        now = bytes(self._written)
-        if now == self._seen:
-            return False
+    def changed(self) -> list[int]:
+        """Return the slots of those who have written since this was last asked."""
+        now, seen = bytes(self._written), self._seen
+        if now == seen:
+            return []
         self._seen = now
-        return True
+        return [
+            place // 8
+            for block in range(0, len(now), _BLOCK)
+            if now[block : block + _BLOCK] != seen[block : block + _BLOCK]
+            for place in range(block, min(block + _BLOCK, len(now)), 8)
+            if now[place : place + 8] != seen[place : place + 8]
+        ]
 
     def fall_asleep(self) -> bool:
         """Have the next one who writes wake us; False if somebody has written meanwhile."""

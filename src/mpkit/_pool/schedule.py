@@ -112,6 +112,12 @@ class Schedule:
         self.broken = False
         self._quota = tasks_per_worker
         self._workers: dict[int, _Worker] = {}
+        #: Those that may want tasks: each that has fewer than when it had enough, and more. So
+        #: that what an event costs does not grow with the number of workers.
+        self._open: dict[int, _Worker] = {}
+        #: How many of them retire, and how many tasks all of them have.
+        self._retiring = 0
+        self._sent = 0
         # Waiting tasks by priority, each in order of arrival. None is empty.
         self._queues: dict[int, deque[int]] = {}
         self._queued = 0
@@ -148,6 +154,7 @@ class Schedule:
             self._priority[task] = priority
         state = self._workers[worker]
         state.tasks.append(task)
+        self._sent += 1
         state.empty_handed = False
 
     def postponed(self) -> None:
@@ -163,7 +170,7 @@ class Schedule:
         self._spawning -= 1
         self._spawn_failures = 0
         self._starting += 1
-        self._workers[worker] = _Worker(self._quota)
+        self._workers[worker] = self._open[worker] = _Worker(self._quota)
 
     def spawn_failed(self) -> None:
         """The system would not start a process. Go on with those there are, if any."""
@@ -190,6 +197,8 @@ class Schedule:
         state = self._workers[worker]
         head = state.tasks.popleft()
         assert head == task, f"worker {worker} reported {task} before {head}"
+        self._sent -= 1
+        self._open[worker] = state
         state.empty_handed = False
         self._forget(task)
         # A moving average that follows a change within some ten tasks.
@@ -204,6 +213,8 @@ class Schedule:
         if state.quota is not None:
             state.quota += len(tasks)
         state.empty_handed = not tasks
+        self._sent -= len(tasks)
+        self._open[worker] = state
         self._put_back(tasks)
 
     def died(self, worker: int) -> list[int]:
@@ -212,6 +223,9 @@ class Schedule:
         Returns what it had taken and not begun, which waits again.
         """
         state = self._workers.pop(worker)
+        self._open.pop(worker, None)
+        self._retiring -= state.retiring
+        self._sent -= len(state.tasks)
         self._spawn_failures, self._out_of_room = 0, False  # what it occupied is free
         self._starting -= not state.started
         if not state.started and not state.retiring:
@@ -237,12 +251,15 @@ class Schedule:
         state = self._workers[worker]
         if not state.retiring:
             state.retiring = True
+            self._retiring += 1
             yield Retire(worker)
 
     def withdrawn(self, worker: int, task: int) -> None:
         """A task was cancelled before it could be sent to this worker."""
         state = self._workers[worker]
         state.tasks.remove(task)
+        self._sent -= 1
+        self._open[worker] = state
         if state.quota is not None:
             state.quota += 1
         self._forget(task)
@@ -255,8 +272,9 @@ class Schedule:
         """All workers were stopped, and all tasks settled."""
         self.close()
         self._workers.clear()
+        self._open.clear()
         self._lost.clear()
-        self._starting = self._postponed = 0
+        self._retiring = self._sent = self._starting = self._postponed = 0
         self._drain()
 
     # what to do
@@ -267,16 +285,14 @@ class Schedule:
             return []
         return [
             number
-            for number, state in self._workers.items()
+            for number, state in self._open.items()
             if state.started and not state.tasks and not state.retiring
         ]
 
     @property
     def idle(self) -> bool:
         """Whether no task waits or runs."""
-        if self._queued or self._postponed:
-            return False
-        return not any(state.tasks for state in self._workers.values())
+        return not (self._queued or self._postponed or self._sent)
 
     @property
     def over(self) -> bool:
@@ -303,6 +319,8 @@ class Schedule:
             return
         yield from self._hand_out()
         yield from self._rebalance()
+        if self._quota is None and not self.closing:
+            return
         for number, state in list(self._workers.items()):
             exhausted = state.quota == 0
             if exhausted or (self.closing and self.idle):
@@ -332,15 +350,14 @@ class Schedule:
             return 0
         if self.closing and not self._queued and not self._postponed:
             return 0
-        leaving = sum(state.retiring for state in self._workers.values())
-        return self.size + leaving
+        return self.size + self._retiring
 
     def _hand_out(self) -> Iterator[Action]:
         """Give every worker something before any worker gets more."""
         if not self._queued:
             return
         depth = self._depth()
-        workers = list(self._workers.items())
+        workers = list(self._open.items())
         if self._starting:  # these come last: they may take long
             workers.sort(key=lambda item: not item[1].started)
         for enough in (1, depth // 2 + 1) if depth > 1 else (1,):
@@ -350,6 +367,7 @@ class Schedule:
                     if not tasks:
                         break
                     state.tasks.extend(tasks)
+                    self._sent += len(tasks)
                     state.empty_handed = False
                     waiting = self._queued
                     yield Send(number, tasks)
@@ -357,6 +375,9 @@ class Schedule:
                     # report nothing that wakes us. What could not be sent came back.
                     if state.tasks or self._queued > waiting:
                         break
+        for number, state in workers:
+            if len(state.tasks) > depth // 2 or not state.can_take():
+                self._open.pop(number, None)
 
     def _depth(self) -> int:
         """How many unreported tasks a worker may have."""
@@ -397,9 +418,10 @@ class Schedule:
 
         One that is still starting has taken nothing, and gives all that it has.
         """
-        if self._queued or not any(
-            not state.tasks and state.started and state.can_take()
-            for state in self._workers.values()
+        if self._queued or not self._sent:
+            return
+        if not any(
+            not state.tasks and state.started and state.can_take() for state in self._open.values()
         ):
             return
         richest = max(self._workers, key=lambda number: self._workers[number].can_give())

@@ -100,6 +100,8 @@ class Supervisor:
         # Those that are being replaced may live on beside those that replace them. For some of
         # them: the others report by socket.
         self._journals = Journals(workers + workers // 4 + 1, forks=forks)
+        #: Whose journals these are, or were last, by slot.
+        self._writers: dict[int, int] = {}
         self._verdict = Verdict(self._ledger, self._schedule, forks=forks)
         self._thread: threading.Thread | None = None
         self._terminated = False
@@ -238,10 +240,8 @@ class Supervisor:
                 self._journals.wake_up()
                 for key, _ in ready:
                     key.data()
-                if self._journals.changed():
-                    for number, worker in list(self._crew.items()):
-                        if worker.has_written():
-                            self._read_reports(number)
+                for slot in self._journals.changed():
+                    self._read_reports(self._writers[slot])
                 self._hear()
                 if when is not None:
                     self._warden.make_rounds(self._retire)
@@ -434,6 +434,8 @@ class Supervisor:
             return
         # First of all: what is in the crew is ended if a Ctrl-C ends the making of the pool.
         self._crew[(number := next(self._numbers))] = worker
+        if worker.slot is not None:
+            self._writers[worker.slot] = number
         self._recorder.worker_started(worker.pid)
         watch = functools.partial(self._selector.register, events=selectors.EVENT_READ)
         watch(worker.outbox.fd, data=functools.partial(self._read_reports, number))
