@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-#: A slice is this part of one worker's share of what is left, as far as that is known. (With 4
-#: the last slices are long, and more than 8 do no better: see docs/pools.md.)
-PARTS = 8
+#: A slice is this part of one worker's share of what is left, as far as that is known. (With 1
+#: slices are too long, and more than 4 make more of them for nothing: `benchmarks.maps`.)
+PARTS = 4
 
 
 class Slice:
