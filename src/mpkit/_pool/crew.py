@@ -147,7 +147,7 @@ class Worker:
         Once it has closed its end, or ``babbles``, ``hung_up`` is true.
         """
         for _ in range(REPORTS_AT_A_TIME):
-            if not self._receive():
+            if not self._receive(until_woken=True):
                 break
         if self.slot is not None:
             for record in self._journals.read(self.slot):
@@ -172,8 +172,8 @@ class Worker:
             discard(fds)
         self._received.clear()
 
-    def _receive(self) -> bool:
-        """Receive a report, if there is one."""
+    def _receive(self, *, until_woken: bool = False) -> bool:
+        """Receive a report, if there is one, or one before the next wake-up."""
         while not self.hung_up:
             try:
                 packet = self.outbox.receive(_NOW)
@@ -183,6 +183,8 @@ class Worker:
                 if data != wire.WAKE:
                     self._received.append((wire.decode_for_parent(data), fds))
                     return True
+                if until_woken:  # mostly there is no more; and if there is, it stays readable
+                    break
             except LinkDown:
                 self.hung_up = True
             except Malformed:
