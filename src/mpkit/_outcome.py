@@ -138,8 +138,7 @@ class Raised(NamedTuple):
         name = _name_of(error)
         why = f"it could not be taken apart: {_message(failure)}"
         part = _Part(name, "", f"<a {name}>", [], b"", [], why, "", -1, -1, False)
-        frames = traceback.format_tb(_traceback.__get__(error))
-        return Raised(f"{''.join(frames)}{name}\n", [part], 0)
+        return Raised(f"{_frames(_traceback.__get__(error))}{name}\n", [part], 0)
 
     def error(self) -> BaseException:
         """Return the exception with its members, causes and contexts.
@@ -338,10 +337,27 @@ def _formatted(error: BaseException, trace: TracebackType | None, chain: bool = 
     try:
         return "".join(traceback.format_exception(type(error), error, trace, chain=chain))
     except BaseException as failure:  # noqa: BLE001  the exception's own code ran
-        lines = traceback.format_tb(trace)
-        return (
-            f"{''.join(lines)}{_qualified_name(error)}: {_message(error)} ({_message(failure)})\n"
-        )
+        said = f"{_qualified_name(error)}: {_message(error)} ({_message(failure)})"
+        return f"{_frames(trace)}{said}\n"
+
+
+def _frames(trace: TracebackType | None) -> str:
+    """Return the lines of a traceback, without those of the source if they cannot be had.
+
+    To read them takes a descriptor, and perhaps an import; and it may be for want of one that
+    something has failed.
+    """
+    try:
+        return "".join(traceback.format_tb(trace))
+    except Exception:  # noqa: BLE001  whatever keeps us from reading
+        lines: list[str] = []
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            lines.append(
+                f'  File "{code.co_filename}", line {trace.tb_lineno}, in {code.co_name}\n'
+            )
+            trace = trace.tb_next
+        return "".join(lines)
 
 
 def _qualified_name(error: BaseException) -> str:
