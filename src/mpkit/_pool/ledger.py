@@ -173,7 +173,8 @@ class Ledger:
         self._pauses.clear()
         for number, entry in list(self._entries.items()):
             entry.task.cancel()
-            self.settle(number, None, WorkerDied(entry.task.name, entry.pid, None, reason))
+            if number in self._entries:  # no callback of a task has led here once more
+                self.settle(number, None, WorkerDied(entry.task.name, entry.pid, None, reason))
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks that were not sent."""

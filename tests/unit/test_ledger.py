@@ -1,0 +1,29 @@
+"""The ledger of a pool's tasks."""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError
+from typing import Any
+
+import pytest
+
+from mpkit import WorkerDied
+from mpkit._pool.ledger import Ledger
+from mpkit._pool.options import Options
+from mpkit._pool.task import Task
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_callback_may_have_all_settled_that_are_being_settled(running: bool) -> None:
+    """A map that ends lets a closed pool end, which settles what came too late."""
+    ledger = Ledger()
+    tasks: list[Task[Any]] = [Task("task", Options()) for _ in range(3)]
+    for task in tasks:
+        ledger.add(task, b"", None)
+        task.add_done_callback(lambda _: ledger.settle_all("was stopped again"))
+        if running:
+            assert ledger.begin(task.number)
+    ledger.settle_all("was stopped")
+    for task in tasks:
+        with pytest.raises(WorkerDied if running else CancelledError):
+            task.result(0)
