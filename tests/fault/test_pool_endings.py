@@ -202,6 +202,8 @@ def test_kill_never_hits_the_task_behind_the_one_that_it_is_for(tmp_path: Path) 
             victim = pool.submit(poolwork.square, 3)
             innocent = pool.submit(poolwork.note_and_wait, log, "once", began_next, go_next)
         assert began.wait(PATIENCE)
+        # The first may have gone straight to the worker, before the supervisor knew of the rest.
+        until(lambda: supervisor_of(pool)._schedule._sent == 3)
         with supervisor_held(pool):
             go.set()
             assert began_next.wait(PATIENCE)
