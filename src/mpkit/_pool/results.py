@@ -7,6 +7,7 @@ import functools
 import sys
 import threading
 from collections import deque
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from mpkit._errors import PoolClosed, ResultTimeout
@@ -109,9 +110,12 @@ class Results(Generic[R]):
         while not self._values:
             loop = asyncio.get_running_loop()
             woken: asyncio.Future[None] = loop.create_future()
-
-            if not self._window.call_when_ready(functools.partial(_wake, loop, woken)):
-                await woken
+            wake = functools.partial(_wake, loop, woken)
+            if not self._window.call_when_ready(wake):
+                try:
+                    await woken
+                finally:
+                    self._window.call_no_more(wake)
                 continue
             try:
                 self._window.take(self._values, 0)
@@ -149,10 +153,9 @@ class _Raised:
 
 
 def _results_of(task: Task[list[tuple[bool, Any]]]) -> list[tuple[bool, Any]]:
-    try:
-        return task.result()
-    except BaseException as error:  # noqa: BLE001  to be raised when its turn comes
-        return [(False, _Raised(error))]
+    # Asked for, and not caught: a Ctrl-C that comes just now is not what became of the task.
+    error = CancelledError() if task.cancelled() else task.exception()
+    return task.result() if error is None else [(False, _Raised(error))]
 
 
 class Window:
@@ -186,7 +189,8 @@ class Window:
         self._error: BaseException | None = None
         self._stopped = False
         self._halted = False
-        self._wake: Callable[[], None] | None = None
+        #: What wakes those who wait in asyncio.
+        self._wakes: dict[Callable[[], None], None] = {}
 
     # the feeder's side
 
@@ -255,27 +259,27 @@ class Window:
     def _notify(self) -> None:
         with self._lock:
             self._changed.notify_all()
-            if self._wake is not None:
-                self._wake()
-                self._wake = None
+            wakes, self._wakes = self._wakes, {}
+            for wake in wakes:
+                wake()
 
     # the consumer's side
 
     def take(self, values: deque[tuple[bool, Any]], timeout: float | None) -> None:
         """Move the results of some chunks to ``values``, or errors in their place.
 
-        Raises StopIteration if there are no more, and what the input raised.
+        Or none, if another thread has moved some there. Raises StopIteration if there are no
+        more, and what the input raised.
         """
+        sizes: list[int] = []
         with self._lock:
-            if not (self._ready() or self._changed.wait_for(self._ready, timeout)):
-                raise ResultTimeout("the next item", timeout or 0.0)
-            if not self._line:
-                self._meter.close()
-                error, self._error = self._error, None
-                if error is not None:
-                    raise error
-                raise StopIteration
-            sizes: list[int] = []
+            if not (values or self._ready()):
+                self._make_room()  # once more: a Ctrl-C may have come before that
+                if not self._changed.wait_for(lambda: values or self._ready(), timeout):
+                    raise ResultTimeout("the next item", timeout or 0.0)
+            if values:
+                return
+            over = not self._line
             for _ in range(min(self._at_a_time, len(self._line))):
                 task = self._line[0]
                 if not task.done():
@@ -285,18 +289,37 @@ class Window:
                 # Without a call in between: what a signal handler raises loses nothing.
                 values += results
                 del self._line[0]
-            if self._has_much_room():
-                self._emptied.notify_all()
+            self._make_room()
+            self._notify()  # what others wait for is in ``values`` now, or first in the line
+        # Without the lock: these are the user's, who may use us.
+        if over:
+            self._finish()
         for size in sizes:
             self._meter.advance(size)
 
+    def _make_room(self) -> None:
+        if self._has_much_room():
+            self._emptied.notify_all()
+
+    def _finish(self) -> None:
+        """Raise what the input raised, once, or StopIteration."""
+        self._meter.close()
+        with self._lock:
+            error, self._error = self._error, None
+        raise StopIteration if error is None else error
+
     def call_when_ready(self, wake: Callable[[], None]) -> bool:
-        """Tell whether `take` would not block; if it would, ``wake`` is called later."""
+        """Tell whether `take` would not block; if it would, ``wake`` is called later, once."""
         with self._lock:
             ready = self._ready()
             if not ready:
-                self._wake = wake
+                self._wakes[wake] = None
             return ready
+
+    def call_no_more(self, wake: Callable[[], None]) -> None:
+        """Forget what was given to `call_when_ready`: nobody waits any more."""
+        with self._lock:
+            self._wakes.pop(wake, None)
 
     def _ready(self) -> bool:
         if self._line:

@@ -1,0 +1,172 @@
+"""Iterations over results: whoever asks gets the next one, and nobody waits for what is there."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mpkit._pool import progress as progress_
+from mpkit._pool.options import Options
+from mpkit._pool.results import Feeds, Results
+from mpkit._pool.task import Task
+from tests.support import PATIENCE, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Chunk = Task[list[tuple[bool, Any]]]
+
+
+class Bench:
+    """An imap whose items have the results that the test gives them, when it does."""
+
+    def __init__(self, count: int, kind: type[Chunk] = Task) -> None:
+        self.tasks: list[Chunk] = []
+        self._kind = kind
+        #: What the supervisor would call at the end of its round.
+        self.later: list[Callable[[], None]] = []
+        meter = progress_.meter(None, None)
+        self.results: Results[int] = Results(
+            self.submit, Feeds(), range(count), 1, self.later.append, 32, meter, ordered=True
+        )
+
+    def submit(self, chunk: list[Any]) -> Chunk:
+        task = self._kind("chunk", Options())
+        task.set_running_or_notify_cancel()
+        self.tasks.append(task)
+        return task
+
+    def pulled(self, count: int) -> None:
+        """Wait until so many items, which are all, have been pulled."""
+        until(lambda: self.results._window._pulled_all)
+        assert len(self.tasks) == count
+
+    def finish(self, *numbers: int) -> None:
+        for number in numbers:
+            self.tasks[number].set_result([(True, number)])
+
+    def round_ends(self) -> None:
+        while self.later:
+            self.later.pop()()
+
+    def waiting(self, count: int) -> bool:
+        waiters: Any = self.results._window._changed
+        return len(waiters._waiters) == count
+
+
+def in_threads(count: int, call: Callable[[], object]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=call, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def all_end(threads: list[threading.Thread]) -> bool:
+    for thread in threads:
+        thread.join(PATIENCE)
+    return not any(thread.is_alive() for thread in threads)
+
+
+def test_a_thread_that_waits_gets_what_another_one_has_taken_out_for_both() -> None:
+    bench, taken = Bench(3), list[int]()
+    bench.pulled(3)
+    threads = in_threads(2, lambda: taken.append(next(bench.results)))
+    until(lambda: bench.waiting(2))
+    bench.finish(0, 1)  # and not the last, so that this is not over
+    bench.round_ends()
+    assert all_end(threads)
+    assert sorted(taken) == [0, 1]
+
+
+def test_who_waits_for_what_another_thread_takes_just_now_waits_for_the_next() -> None:
+    """Its task tells nobody then, as it is not the next one any more."""
+    bench, taken = Bench(1), list[int]()
+    bench.pulled(1)
+    threads = in_threads(1, lambda: taken.extend(bench.results))
+    until(lambda: bench.waiting(1))
+    callbacks = bench.tasks[0]._done_callbacks
+    callbacks.insert(0, lambda _: taken.append(next(bench.results)))
+    bench.finish(0)
+    bench.round_ends()
+    assert all_end(threads)
+    assert taken == [0]
+
+
+def test_all_tasks_of_asyncio_that_wait_are_woken() -> None:
+    bench = Bench(2)
+    bench.pulled(2)
+
+    async def take() -> list[int]:
+        return [number async for number in bench.results]
+
+    async def main() -> list[list[int]]:
+        tasks = [asyncio.create_task(take()) for _ in range(3)]
+        await asyncio.sleep(0)  # each has come to wait by then
+        tasks.pop().cancel()
+        await asyncio.sleep(0)
+        for number in range(2):
+            bench.finish(number)
+            bench.round_ends()
+        return await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
+
+    assert sorted(map(len, asyncio.run(main()))) in ([0, 2], [1, 1])
+
+
+def test_who_waits_in_asyncio_no_more_is_forgotten() -> None:
+    bench = Bench(1)
+
+    async def main() -> None:
+        for _ in range(3):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(anext(bench.results), 0.001)
+
+    asyncio.run(main())
+    assert not bench.results._window._wakes
+
+
+class Interrupted(Chunk):
+    """One whose result is asked for when a Ctrl-C comes, once."""
+
+    comes = True
+
+    def result(self, timeout: float | None = None) -> list[tuple[bool, Any]]:
+        if self.comes:
+            self.comes = False
+            raise KeyboardInterrupt
+        return super().result(timeout)
+
+
+def test_an_interruption_is_not_taken_for_a_result() -> None:
+    bench = Bench(1, Interrupted)
+    bench.pulled(1)
+    bench.finish(0)
+    with pytest.raises(KeyboardInterrupt):
+        next(bench.results)
+    assert list(bench.results) == [0]
+
+
+def test_an_interruption_does_not_keep_the_input_from_being_pulled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(20)
+    window = bench.results._window
+    feeder: Any = window._emptied
+    until(lambda: feeder._waiters)
+    bench.finish(*range(16))
+
+    def interrupt() -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(window._emptied, "notify_all", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(bench.results)
+    assert [next(bench.results) for _ in range(16)] == list(range(16))
+    threads = in_threads(1, lambda: next(bench.results))
+    bench.pulled(20)
+    bench.finish(*range(16, 20))
+    bench.round_ends()
+    assert all_end(threads)
