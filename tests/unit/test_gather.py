@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 import time
 from concurrent.futures import CancelledError
 from typing import Any
@@ -174,6 +175,28 @@ def test_a_map_that_cannot_begin_cancels_what_has_and_lets_the_pool_end() -> Non
     assert [task.cancelled() for _, task in bench.began] == [True, True]
     assert not called  # the caller knows
     assert bench.over
+
+
+class BrokenBar:
+    """A bar on a terminal that is gone."""
+
+    def advance(self, items: int) -> None:
+        """There is nothing to see yet."""
+
+    def close(self) -> None:
+        raise OSError("no terminal")
+
+
+def test_a_bar_that_cannot_be_put_away_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = list[object]()
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: said.append(str(error)))
+    bench = Bench(1, [1])
+    bench.gather._meter = progress_._Guarded(BrokenBar())
+    bench.gather.begin()
+    bench.end(*bench.running[0], 1, 0.1)
+    assert bench.whole.result(0) == [0]
+    assert bench.over
+    assert said == ["no terminal"]
 
 
 # in a worker

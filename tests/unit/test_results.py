@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import mpkit
 from mpkit._pool import progress as progress_
 from mpkit._pool.options import Options
 from mpkit._pool.results import Feeds, Results
@@ -170,3 +171,23 @@ def test_an_interruption_does_not_keep_the_input_from_being_pulled(
     bench.finish(*range(16, 20))
     bench.round_ends()
     assert all_end(threads)
+
+
+@pytest.mark.parametrize("method", ["imap", "imap_unordered"])
+def test_what_is_told_of_progress_may_close_the_iteration(method: str) -> None:
+    with mpkit.TaskPool(0) as pool:
+        results: mpkit.Results[int]
+        results = getattr(pool, method)(abs, range(99), progress=lambda *_: results.close())
+        assert next(results) == 0
+
+
+def test_a_ctrl_c_while_progress_is_shown_is_one() -> None:
+    def interrupt(done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with mpkit.TaskPool(0) as pool:
+        results = pool.imap(abs, range(3), progress=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+        with pytest.raises(KeyboardInterrupt):
+            pool.map(abs, range(3), progress=interrupt)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mpkit._pool.task import report_callback
+from mpkit._pool.task import is_ctrl_c, report_callback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     #: False or None: nothing. True or a text: a bar, with that text before it. A
     #: callable is called with how many items are done, and of how many (None: unknown).
@@ -81,19 +82,27 @@ class _Guarded:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._lock = threading.Lock()
+        # Re-entrant: what is told of progress may end that of which it is told.
+        self._lock = threading.RLock()
 
     def advance(self, items: int) -> None:
-        with self._lock:
-            try:
-                self._meter.advance(items)
-            except BaseException as error:  # noqa: BLE001  the user's, and not the work's affair
-                self._meter = _Silent()
-                report_callback("a map (progress=)", error)
+        with self._lock, self._harmless():
+            self._meter.advance(items)
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, self._harmless():
             self._meter.close()
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            # The user's, and not the work's affair.
+            self._meter = _Silent()
+            report_callback("a map (progress=)", error)
 
 
 def meter(progress: Progress, total: int | None) -> Meter:

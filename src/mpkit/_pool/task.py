@@ -244,13 +244,15 @@ def _call_back(fn: Callable[[Future[Any]], object], task: Any) -> None:
     try:
         fn(task)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and _is_in_main_thread():
-            raise  # a real one
+        if is_ctrl_c(error):
+            raise
         report_callback(task.name, error)
 
 
-def _is_in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+def is_ctrl_c(error: BaseException) -> bool:
+    """Tell whether it is a real one: not raised by some code, but for the program."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    return isinstance(error, KeyboardInterrupt) and in_main_thread
 
 
 def report_callback(what: str, error: BaseException) -> None:
