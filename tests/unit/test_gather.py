@@ -219,6 +219,17 @@ def test_a_slice_ends_after_the_item_at_which_its_time_is_over() -> None:
     assert values[:1] == [2]
 
 
+def pause(seconds: float) -> None:
+    if seconds:
+        time.sleep(seconds)
+
+
+def test_where_time_is_limited_the_clock_is_looked_at_after_each_item() -> None:
+    """Long items behind many short ones were done as many at a time as those."""
+    values, _ = run_slice(pause, [0] * 300 + [0.02] * 100, False, 0, 400, 0.01, 1)
+    assert len(values) <= 301
+
+
 def test_items_of_a_slice_may_be_tuples_of_arguments() -> None:
     assert run_slice(pow, [(2, 3), (3, 2)], True, 0, 2, 1e9)[0] == [8, 9]
 
@@ -230,7 +241,7 @@ def test_a_part_of_a_chunk_can_be_sent_more_than_once(fn: Any, size: int) -> Non
     chunk = packing.pack_chunk(Call(fn, (items, False), {}))
     assert chunk is not None
     for start in range(2):
-        data, parcel = packing.Part(chunk, start, 2, 0.5).seal()
+        data, parcel = packing.Part(chunk, start, 2, 0.5, 7).seal()
         fds: list[int] = []
         if parcel is not None:
             data, sent = parcel.seal(data)
@@ -239,7 +250,7 @@ def test_a_part_of_a_chunk_can_be_sent_more_than_once(fn: Any, size: int) -> Non
         assert bool(fds) == (size > 1)
         run, args, kwargs = packing.unpack(data, fds)
         assert (run, kwargs) == (run_slice, {})
-        assert args[1:] == (items, False, start, 2, 0.5)
+        assert args[1:] == (items, False, start, 2, 0.5, 7)
 
 
 def test_what_cannot_be_sent_twice_is_no_chunk_of_parts() -> None:

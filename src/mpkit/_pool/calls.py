@@ -13,7 +13,7 @@ from mpkit._pool import progress as progress_
 from mpkit._pool.gather import Gather
 from mpkit._pool.options import whole_number
 from mpkit._pool.results import AHEAD, Results
-from mpkit._pool.slices import SLICE_SECONDS
+from mpkit._pool.slices import MANY, SLICE_SECONDS
 from mpkit._pool.task import Task
 
 if TYPE_CHECKING:
@@ -386,6 +386,8 @@ class _Parts(Generic[R]):
         if part.packed is None or submit_part is None:
             return self.chunks(part)
         task = self._calls._task(self._name)
-        what = packing.Part(part.packed, part.start, part.stop, part.seconds)
+        # With a timeout after each item, or long ones behind many short ones would exceed it.
+        most = MANY if self._calls._options.timeout is None else 1
+        what = packing.Part(part.packed, part.start, part.stop, part.seconds, most)
         submit_part(task, what, part.start > 0)  # the pool may have been closed meanwhile
         return task

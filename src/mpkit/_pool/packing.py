@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from mpkit import _parcel
 from mpkit._call import PARTS
 from mpkit._parcel import Parcel
-from mpkit._pool.slices import run_slice
+from mpkit._pool.slices import MANY, run_slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 _NAMELESS: Final = b"\x00"
 _LONGEST: Final = 254
 #: Or this, if it is a part of one: then follow the first of its items, the one behind the last,
-#: and the seconds that there are for them; and then the call with all of them.
+#: the seconds that there are for them, and how many may be done between two looks at the clock;
+#: and then the call with all of them.
 _PART: Final = b"\xff"
-_PART_HEAD = struct.Struct("=cQQd")
+_PART_HEAD = struct.Struct("=cQQdQ")
 assert _PART_HEAD.size + 1 + _LONGEST <= _parcel.MOST_HEAD
 
 
@@ -68,10 +69,11 @@ class Part(NamedTuple):
     start: int
     stop: int
     seconds: float
+    most: int = MANY
 
     def seal(self) -> tuple[bytes, Parcel | None]:
         """Return what `pack` does of a call."""
-        head = _PART_HEAD.pack(_PART, self.start, self.stop, self.seconds) + self.chunk.head
+        head = _PART_HEAD.pack(_PART, *self[1:]) + self.chunk.head
         parcel = Parcel()
         parcel.hold(self.chunk.stream)
         return (parcel.seal(head)[0], None) if parcel.plain else (head, parcel)
@@ -93,9 +95,9 @@ def unpack(data: bytes, fds: list[int]) -> tuple[Callable[..., Any], Any, Any]:
     """Return the function and the arguments of a call. Raises what unpickling raises."""
     length = data[0]
     if length == _PART[0]:
-        _, start, stop, seconds = _PART_HEAD.unpack_from(data)
+        _, *limits = _PART_HEAD.unpack_from(data)
         fn, (chunk, star), _ = unpack(data[_PART_HEAD.size :], fds)
-        return run_slice, (fn, chunk, star, start, stop, seconds), {}
+        return run_slice, (fn, chunk, star, *limits), {}
     if not length:
         fn, args, kwargs = _parcel.unpack(data, fds, 1)
         return fn, args, kwargs

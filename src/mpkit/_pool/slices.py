@@ -19,7 +19,7 @@ SLICE_SECONDS: Final = 0.01
 #: as forty of the shortest items.)
 _STRIDE_SECONDS: Final = SLICE_SECONDS / 20
 _FEW: Final = 64
-_MANY: Final = 4096
+MANY: Final = 4096
 
 
 def run_slice(
@@ -29,10 +29,12 @@ def run_slice(
     start: int,
     stop: int,
     seconds: float,
+    most: int = MANY,
 ) -> tuple[list[Any], float]:
     """Call ``fn`` with items of a chunk, for so many ``seconds``, and at least with one.
 
-    Returns the results of those for which there was time, and the seconds that one took.
+    Returns the results of those for which there was time, and the seconds that one took. The
+    clock is looked at after ``most`` items at the latest.
     """
     items = itertools.islice(chunk, start, stop)
     values: list[Any] = []
@@ -48,8 +50,8 @@ def run_slice(
         # Without min() and max(), each of which takes as long as five of the shortest items.
         few, took = done - last, now - before
         stride = 4 * few if few < _FEW // 4 else _FEW if done < _FEW else done
-        if stride > _MANY:
-            stride = _MANY
+        if stride > most:
+            stride = most
         if took * stride > _STRIDE_SECONDS * few:
             stride = int(_STRIDE_SECONDS * few / took) or 1
         before = now
