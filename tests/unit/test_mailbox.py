@@ -55,6 +55,14 @@ def test_what_comes_too_late_is_refused(box: Box) -> None:
     assert [number for number, *_ in box.refused] == [1, 2]
 
 
+def test_who_waits_for_the_end_waits_until_all_is_refused(box: Box) -> None:
+    over: list[bool] = []
+    box._refuse = lambda: over.append(box.over.is_set())
+    box.end()
+    assert over == [False]
+    assert box.over.is_set()
+
+
 def test_what_comes_while_the_rest_is_refused_is_refused_too(box: Box) -> None:
     """Who came then believed that the supervisor was awake, and waited for ever."""
     refuse = box._refuse

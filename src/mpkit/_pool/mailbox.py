@@ -28,7 +28,8 @@ class Mailbox:
         self._submissions: deque[Submission] = deque()
         self._messages: deque[Callable[[], None]] = deque()
         self._woken = False
-        #: Set when the supervisor has ended.
+        self._ended = False
+        #: Set when the supervisor has ended, and what there was is refused.
         self.over = threading.Event()
         #: Held by who wakes the supervisor, and by the supervisor while it ends: so that
         #: nobody wakes what is no longer there.
@@ -54,7 +55,7 @@ class Mailbox:
         # It clears the flag before it looks: if it is set here, what we put in is yet to be seen.
         if not self._woken:
             with self.lock:
-                if self.over.is_set():
+                if self._ended:
                     self._refuse()
                 else:
                     # Nothing in between from which a signal handler may raise, or nobody
@@ -82,10 +83,13 @@ class Mailbox:
     def end(self) -> None:
         """Refuse what is there, and from now on what comes."""
         with self.lock:
-            self.over.set()
+            self._ended = True
             # First: who believes that it was woken has put in before this what is refused now.
             self._woken = False
-            self._refuse()
+            try:
+                self._refuse()
+            finally:
+                self.over.set()
 
     @property
     def closed(self) -> bool:
