@@ -177,6 +177,45 @@ def test_a_map_that_cannot_begin_cancels_what_has_and_lets_the_pool_end() -> Non
     assert bench.over
 
 
+@pytest.mark.parametrize("how", ["cancel", "kill"])
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_a_ctrl_c_while_a_map_is_cancelled_keeps_it_from_no_end(how: str, place: str) -> None:
+    bench = Bench(1, [1])
+    bench.gather.begin()
+    ((_, task),) = bench.running
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    task._done_callbacks.insert(0 if place == "before" else 1, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(bench.whole, how)()
+    with pytest.raises(CancelledError):
+        bench.whole.result(0)
+    assert bench.over
+
+
+@pytest.mark.parametrize("where", ["_note_failure", "_go_on", "close", "leave"])
+def test_a_part_that_was_interrupted_as_it_ended_is_heard_again(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    bench = Bench(1, [1, 1])
+    bench.gather.begin()
+    bench.end(*bench.running[0], 1, 0.1)
+
+    def interrupt(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    places: dict[str, Any] = {"close": bench.gather._meter, "leave": bench.feeds}
+    monkeypatch.setattr(places.get(where, bench.gather), where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bench.whole.cancel()
+    with pytest.raises(CancelledError):
+        bench.whole.result(0)
+    assert bench.over
+
+
 class BrokenBar:
     """A bar on a terminal that is gone."""
 

@@ -120,14 +120,9 @@ class Gather(Generic[R]):
             self._go_on()
         except BaseException:  # the caller gets that, and nobody the whole
             self.whole.call_back(None, None)
-            self._give_up(with_those_to_come=True)
-            for part, task in list(self._running.items()):
-                if task is not None:  # which may have been about to tell us of its end
-                    task.cancel()
-                    task.add_done_callback(functools.partial(self._ended, part))
-            self._go_on()
-            if self._over:  # and this may have been about to happen
-                self._backend.feeds.leave(self)
+            for task in self._give_up(with_those_to_come=True):
+                task.cancel()
+            self._hear_again()
             raise
 
     def _begin(self, part: Slice) -> None:
@@ -140,7 +135,7 @@ class Gather(Generic[R]):
         task.add_done_callback(functools.partial(self._ended, part))
 
     def _ended(self, part: Slice, task: Any) -> None:
-        """A task has ended. It may say so twice, if something interrupted `begin`."""
+        """A task has ended. It may say so twice, after a Ctrl-C: see `_hear_again`."""
         if part not in self._running:
             return
         values: list[R] = []
@@ -149,7 +144,7 @@ class Gather(Generic[R]):
             values, seconds = task.result()
             self._meter.advance(len(values))
         with self._lock:
-            if self._running.pop(part, None) is None:
+            if part not in self._running:
                 return
             start = part.start + len(values)
             if error is not None:
@@ -158,7 +153,18 @@ class Gather(Generic[R]):
                 self._results[part.place] = values
                 if start < part.stop:
                     self._leave(_Rest(-seconds, part.chunk, start, part.stop, part.packed))
+            # Last: a part that was interrupted is not over, or it would be missing in the list.
+            del self._running[part]
         self._go_on()
+
+    def _hear_again(self) -> None:
+        """A Ctrl-C may have come while a part was about to tell us of its end: have it tell."""
+        for part, task in list(self._running.items()):
+            if task is not None:
+                task.add_done_callback(functools.partial(self._ended, part))
+        self._go_on()
+        if self._over:  # and this may have been about to happen
+            self._backend.feeds.leave(self)
 
     def _go_on(self) -> None:
         """Begin with slices while there are too few; or end, if there are none."""
@@ -213,8 +219,8 @@ class Gather(Generic[R]):
             self._note_failure(part.place, error)
 
     def _finish(self) -> None:
-        self._meter.close()
         try:
+            self._meter.close()
             if self._failed is not None:
                 self.whole.set_exception(self._failed[1])
                 return
@@ -222,6 +228,9 @@ class Gather(Generic[R]):
             for place in sorted(self._results):
                 values += self._results.pop(place)
             self.whole.set_result(values)
+        except BaseException:  # of a Ctrl-C: then who catches that has it done again
+            self._over = self.whole.done()
+            raise
         finally:
             self._backend.feeds.leave(self)
 
@@ -241,8 +250,12 @@ class Gather(Generic[R]):
 
     def recall(self, task: Task[Any]) -> bool:
         """Cancel the parts that have not begun. The whole ends with the others, and not before."""
-        for part in self._give_up():
-            part.cancel()
+        try:
+            for part in self._give_up():
+                part.cancel()
+        except BaseException:
+            self._hear_again()
+            raise
         return False
 
     def cancelled(self, task: Task[Any]) -> None:
@@ -250,7 +263,11 @@ class Gather(Generic[R]):
 
     def kill(self, task: Task[Any]) -> bool:
         """End all parts."""
-        killed = [part.kill() for part in self._give_up()]  # all, in any case
+        try:
+            killed = [part.kill() for part in self._give_up()]  # all, in any case
+        except BaseException:
+            self._hear_again()
+            raise
         return any(killed)
 
     def check_waiter(self, task: Task[Any]) -> None:
