@@ -141,3 +141,18 @@ def test_who_has_written_is_found_among_many() -> None:
         assert many.changed() == slots
     writers.clear()
     many.close()
+
+
+def test_who_writes_as_much_as_the_one_before_in_its_slot_is_heard() -> None:
+    """Between two looks of the parent: nobody has told it that there was nothing in between."""
+    journals = Journals(2, forks=True)
+    for _ in range(3):
+        slot = journals.open()
+        assert slot is not None
+        journal = journals.journal(slot)
+        journal.begin()
+        journal.write(b"report")
+        assert not journals.fall_asleep()
+        assert journals.changed() == [slot]
+        assert list(journals.read(slot)) == [b"report"]
+        journals.give_back(slot)

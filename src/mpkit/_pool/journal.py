@@ -146,6 +146,9 @@ class Journals:
             return None
         slot = self._free.pop()
         self._read[slot] = self._counts[1 + slot] = 0
+        # Or a worker that has written as much as the one before it would have written nothing.
+        place = 8 * slot
+        self._seen = self._seen[:place] + bytes(8) + self._seen[place + 8 :]
         return slot
 
     def journal(self, slot: int) -> Journal:
