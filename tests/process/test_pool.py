@@ -63,6 +63,8 @@ def test_a_closed_pool_takes_nothing_and_says_so() -> None:
     for error in (mpkit.PoolClosed, ValueError, RuntimeError):
         with pytest.raises(error, match="closed"):
             pool.submit(poolwork.square, 1)
+        with pytest.raises(error, match="closed"):
+            pool.map(poolwork.square, [])
 
 
 def test_terminate_settles_everything_from_any_thread_and_twice() -> None:

@@ -148,6 +148,23 @@ def test_a_map_that_is_cancelled_begins_with_nothing_any_more() -> None:
     assert bench.over
 
 
+def test_a_slice_that_is_being_submitted_while_the_map_is_killed_is_killed() -> None:
+    bench = Bench(1, [2])
+    bench.gather.begin()
+    ((first, task),) = bench.running
+    submit, killed = bench.submit, list[object]()
+
+    def overtaken(part: Slice) -> Part:
+        assert not bench.whole.kill()  # it knows of none that runs
+        made = submit(part)
+        made.kill = lambda: killed.append(made)  # type: ignore[method-assign, assignment, func-returns-value]
+        return made
+
+    bench.gather._submit = overtaken
+    bench.end(first, task, 1, 1.0)
+    assert [task for _, task in bench.running] == killed
+
+
 def test_what_is_left_when_the_pool_is_terminated_is_cancelled() -> None:
     bench = Bench(1, [3])
     bench.gather.begin()
@@ -294,7 +311,7 @@ def test_a_part_of_a_chunk_can_be_sent_more_than_once(fn: Any, size: int) -> Non
 
 def test_what_cannot_be_sent_twice_is_no_chunk_of_parts() -> None:
     here, there = channel()
-    for thing in (here, np.zeros(10**6)):
+    for thing in (here, np.zeros(10**6), "x" * packing.MOST_AGAIN):
         assert packing.pack_chunk(Call(abs, ([thing], False), {})) is None
     here.close()  # is still ours
     there.close()

@@ -299,6 +299,7 @@ class Calls:
             chunksize = whole_number("chunksize", chunksize, 1)
         _function(fn)
         _check_callbacks(callback, error_callback)
+        self._backend.check_open()
         items = list(iterable)
         size = chunksize or chunks.default_size(len(items), self._backend.workers)
         name = _outcome.describe(fn)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from mpkit._errors import PoolClosed
 from mpkit._pool.slices import SLICE_SECONDS
+from mpkit._pool.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from mpkit._pool.backend import Backend
     from mpkit._pool.packing import Chunk
     from mpkit._pool.progress import Meter
-    from mpkit._pool.task import Task
 
 R = TypeVar("R")
 
@@ -108,7 +108,9 @@ class Gather(Generic[R]):
         self._results: dict[tuple[int, int], list[R]] = {}
         #: Where the first items are that failed, and how.
         self._failed: tuple[tuple[int, int], BaseException] | None = None
-        self._given_up = self._over = False
+        #: How to end what runs, if nothing more is to begin.
+        self._end: Callable[[Task[Any]], object] | None = None
+        self._over = False
 
     def begin(self) -> None:
         """Submit all chunks. The callbacks of the whole are known."""
@@ -120,7 +122,7 @@ class Gather(Generic[R]):
             self._go_on()
         except BaseException:  # the caller gets that, and nobody the whole
             self.whole.call_back(None, None)
-            for task in self._give_up(with_those_to_come=True):
+            for task in self._give_up(Task.cancel, with_those_to_come=True):
                 task.cancel()
             self._hear_again()
             raise
@@ -129,9 +131,9 @@ class Gather(Generic[R]):
         task = self._submit(part)
         with self._lock:
             self._running[part] = task
-            given_up = self._given_up
-        if given_up:
-            task.cancel()
+            end = self._end
+        if end is not None:
+            end(task)
         task.add_done_callback(functools.partial(self._ended, part))
 
     def _ended(self, part: Slice, task: Any) -> None:
@@ -202,7 +204,7 @@ class Gather(Generic[R]):
 
     def _leave(self, rest: _Rest) -> None:
         """Leave something for later. Holds the lock."""
-        if self._given_up:
+        if self._end is not None:
             self._note_failure(rest.place, CancelledError())
         else:
             heapq.heappush(self._rests, rest)
@@ -234,10 +236,12 @@ class Gather(Generic[R]):
         finally:
             self._backend.feeds.leave(self)
 
-    def _give_up(self, *, with_those_to_come: bool = False) -> list[Task[Any]]:
-        """Begin with nothing any more; return what runs, which is to be cancelled or killed."""
+    def _give_up(
+        self, end: Callable[[Task[Any]], object], *, with_those_to_come: bool = False
+    ) -> list[Task[Any]]:
+        """Begin with nothing any more; return what runs, which is to ``end`` like this."""
         with self._lock:
-            self._given_up = True
+            self._end = end
             for rest in self._rests:
                 self._note_failure(rest.place, CancelledError())
             self._rests.clear()
@@ -251,7 +255,7 @@ class Gather(Generic[R]):
     def recall(self, task: Task[Any]) -> bool:
         """Cancel the parts that have not begun. The whole ends with the others, and not before."""
         try:
-            for part in self._give_up():
+            for part in self._give_up(Task.cancel):
                 part.cancel()
         except BaseException:
             self._hear_again()
@@ -264,7 +268,7 @@ class Gather(Generic[R]):
     def kill(self, task: Task[Any]) -> bool:
         """End all parts."""
         try:
-            killed = [part.kill() for part in self._give_up()]  # all, in any case
+            killed = [part.kill() for part in self._give_up(Task.kill)]  # all, in any case
         except BaseException:
             self._hear_again()
             raise

@@ -55,6 +55,11 @@ def _pack(call: Call) -> tuple[bytes, Parcel | None]:
     return head, _parcel.pack((args, kwargs), f"{call.what}(...)", PARTS[1:])
 
 
+#: Bytes of a chunk that is sent again for each slice. (To send and unpickle them takes about as
+#: long as a slice lasts.)
+MOST_AGAIN: Final = 2**22
+
+
 class Chunk(NamedTuple):
     """A packed call of a function with the items of a chunk, and whether they are arguments."""
 
@@ -80,15 +85,17 @@ class Part(NamedTuple):
 
 
 def pack_chunk(call: Call) -> Chunk | None:
-    """Pickle a call so that it can be sent again and again; None if it has more than a stream.
+    """Pickle a call so that it can be sent again and again; None if that cannot or should not be.
 
-    That is large buffers, in which several workers would write, and what can move only once.
+    Large buffers, in which several workers would write, cannot, nor can what moves only once;
+    and what is large is not worth while to be sent and unpickled for each slice of it.
     """
     head, parcel = _pack(call)
     if parcel is None:
         return None
     with contextlib.closing(parcel):
-        return Chunk(head, parcel.stream) if parcel.alone else None
+        again = parcel.alone and len(parcel.stream) <= MOST_AGAIN
+        return Chunk(head, parcel.stream) if again else None
 
 
 def unpack(data: bytes, fds: list[int]) -> tuple[Callable[..., Any], Any, Any]:
