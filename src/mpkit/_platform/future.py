@@ -43,12 +43,12 @@ class _Condition(threading.Condition):
     """
 
     @property
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         lock: Any = getattr(self, "_lock")  # noqa: B009  typeshed knows nothing of it
         return lock.__enter__
 
     @property
-    def __exit__(self) -> Any:
+    def __exit__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         lock: Any = getattr(self, "_lock")  # noqa: B009
         return lock.__exit__
 

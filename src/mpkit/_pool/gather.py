@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from mpkit._errors import PoolClosed
 from mpkit._pool.slices import SLICE_SECONDS
-from mpkit._pool.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from mpkit._pool.backend import Backend
     from mpkit._pool.packing import Chunk
     from mpkit._pool.progress import Meter
+    from mpkit._pool.task import Task
 
 R = TypeVar("R")
 
@@ -68,6 +68,14 @@ class _Rest(NamedTuple):
     @property
     def seconds(self) -> float:
         return -self.negative * (self.stop - self.start)
+
+
+def _cancel(task: Task[Any]) -> bool:
+    return task.cancel()
+
+
+def _kill(task: Task[Any]) -> bool:
+    return task.kill()
 
 
 class Gather(Generic[R]):
@@ -122,7 +130,7 @@ class Gather(Generic[R]):
             self._go_on()
         except BaseException:  # the caller gets that, and nobody the whole
             self.whole.call_back(None, None)
-            for task in self._give_up(Task.cancel, with_those_to_come=True):
+            for task in self._give_up(_cancel, with_those_to_come=True):
                 task.cancel()
             self._hear_again()
             raise
@@ -255,7 +263,7 @@ class Gather(Generic[R]):
     def recall(self, task: Task[Any]) -> bool:
         """Cancel the parts that have not begun. The whole ends with the others, and not before."""
         try:
-            for part in self._give_up(Task.cancel):
+            for part in self._give_up(_cancel):
                 part.cancel()
         except BaseException:
             self._hear_again()
@@ -268,7 +276,7 @@ class Gather(Generic[R]):
     def kill(self, task: Task[Any]) -> bool:
         """End all parts."""
         try:
-            killed = [part.kill() for part in self._give_up(Task.kill)]  # all, in any case
+            killed = [part.kill() for part in self._give_up(_kill)]  # all, in any case
         except BaseException:
             self._hear_again()
             raise

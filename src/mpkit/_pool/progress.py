@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mpkit._pool.task import is_ctrl_c, report_callback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     #: False or None: nothing. True or a text: a bar, with that text before it. A
     #: callable is called with how many items are done, and of how many (None: unknown).
@@ -94,7 +94,7 @@ class _Guarded:
             self._meter.close()
 
     @contextlib.contextmanager
-    def _harmless(self) -> Iterator[None]:
+    def _harmless(self) -> Generator[None, None, None]:
         try:
             yield
         except BaseException as error:
