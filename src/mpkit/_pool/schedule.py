@@ -11,6 +11,7 @@ running when it died; all others can run elsewhere.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -112,9 +113,11 @@ class Schedule:
         self.broken = False
         self._quota = tasks_per_worker
         self._workers: dict[int, _Worker] = {}
-        #: Those that may want tasks: each that has fewer than when it had enough, and more. So
-        #: that what an event costs does not grow with the number of workers.
+        #: Those that may want tasks: all that have fewer than when they had enough. So what an
+        #: event costs does not grow with the number of workers.
         self._open: dict[int, _Worker] = {}
+        #: What was enough for those that are not open, at the least.
+        self._enough = math.inf
         #: How many of them retire, and how many tasks all of them have.
         self._retiring = 0
         self._sent = 0
@@ -357,6 +360,8 @@ class Schedule:
         if not self._queued:
             return
         depth = self._depth()
+        if depth >= 2 * self._enough:  # now it is not
+            self._open, self._enough = self._workers.copy(), depth
         workers = list(self._open.items())
         if self._starting:  # these come last: they may take long
             workers.sort(key=lambda item: not item[1].started)
@@ -378,6 +383,7 @@ class Schedule:
         for number, state in workers:
             if len(state.tasks) > depth // 2 or not state.can_take():
                 self._open.pop(number, None)
+                self._enough = min(self._enough, depth)
 
     def _depth(self) -> int:
         """How many unreported tasks a worker may have."""
