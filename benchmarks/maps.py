@@ -18,9 +18,9 @@ from typing import Any
 from benchmarks.workloads import WORKLOADS, Workload
 from mpkit._pool import chunks, gather
 from mpkit._pool import progress as progress_
+from mpkit._pool.feeds import Feeds
 from mpkit._pool.gather import Gather, Slice
 from mpkit._pool.options import Options
-from mpkit._pool.results import Feeds
 from mpkit._pool.task import Task
 
 Part = Task[tuple[list[int], float]]

@@ -68,6 +68,7 @@ LAYERS = [
     "_pool.stats",
     "_pool.progress",
     "_pool.chunks",
+    "_pool.feeds",
     "_pool.results",
     "_pool.crew",
     "_pool.shortcut",

@@ -20,9 +20,9 @@ from mpkit._errors import PoolClosed
 from mpkit._frames import PACKET
 from mpkit._pool import packing
 from mpkit._pool import progress as progress_
+from mpkit._pool.feeds import Feeds
 from mpkit._pool.gather import Gather, Slice
 from mpkit._pool.options import Options
-from mpkit._pool.results import Feeds
 from mpkit._pool.slices import run_slice
 from mpkit._pool.task import Task
 

@@ -10,8 +10,9 @@ import pytest
 
 import mpkit
 from mpkit._pool import progress as progress_
+from mpkit._pool.feeds import Feeds
 from mpkit._pool.options import Options
-from mpkit._pool.results import Feeds, Results
+from mpkit._pool.results import Results
 from mpkit._pool.task import Task
 from tests.support import PATIENCE, until
 

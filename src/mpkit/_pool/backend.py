@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mpkit._errors import PoolClosed
-from mpkit._pool.results import Feeds
+from mpkit._pool.feeds import Feeds
 from mpkit._pool.stats import Recorder
 from mpkit._pool.task import Control
 

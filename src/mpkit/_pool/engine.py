@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpkit._errors import PoolClosed
 from mpkit._pool import packing
-from mpkit._pool.results import Feeds
+from mpkit._pool.feeds import Feeds
 from mpkit._pool.stats import Recorder
 from mpkit._pool.supervisor import Supervisor
 

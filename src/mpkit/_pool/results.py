@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import deque
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from mpkit._errors import PoolClosed, ResultTimeout
 from mpkit._pool import chunks
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable
 
+    from mpkit._pool.feeds import Feeds
     from mpkit._pool.progress import Meter
     from mpkit._pool.task import Task
 
@@ -336,58 +337,6 @@ class Window:
         for task in left:
             task.cancel()
         self._meter.close()
-
-
-class Feed(Protocol):
-    """Something that submits more as its tasks end."""
-
-    def lift(self) -> None:
-        """Submit all that there is, since the pool may end before it is asked for."""
-
-    def halt(self) -> None:
-        """Submit no more of what may be endless."""
-
-
-class Feeds:
-    """What a backend takes calls from, until it ends. Any thread may use it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._windows: set[Feed] = set()
-        self._over: Callable[[], None] | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self._windows)
-
-    def enter(self, window: Feed) -> None:
-        """Begin to take from an input."""
-        with self._lock:
-            self._windows.add(window)
-
-    def leave(self, window: Feed) -> None:
-        """An input has ended."""
-        with self._lock:
-            self._windows.discard(window)
-            over = None if self._windows else self._over
-        if over is not None:
-            over()
-
-    def close(self, over: Callable[[], None]) -> None:
-        """Take from no other inputs, and all from these; then call ``over``."""
-        with self._lock:
-            self._over = over
-            windows = list(self._windows)
-        for window in windows:
-            window.lift()
-        if not windows:
-            over()
-
-    def stop(self) -> None:
-        """Take no more from any."""
-        with self._lock:
-            windows = list(self._windows)
-        for window in windows:
-            window.halt()
 
 
 def _feed(
