@@ -304,12 +304,12 @@ class Calls:
         size = chunksize or chunks.default_size(len(items), self._backend.workers)
         name = _outcome.describe(fn)
         pieces = list(chunks.split(items, size))
-        parts: _Parts[R] = _Parts(self, fn, pieces, star=star)
-        submit = parts.slices if chunksize is None and size > 1 else parts.chunks
+        sliced = chunksize is None and size > 1
+        parts: _Parts[R] = _Parts(self, fn, pieces, star=star, sliced=sliced)
         meter = progress_.meter(progress, len(items))
         sizes = [len(piece) for piece in pieces]
         longest = math.inf if self._options.timeout is None else SLICE_SECONDS
-        gather: Gather[R] = Gather(self._backend, submit, sizes, meter, longest)
+        gather: Gather[R] = Gather(self._backend, parts.submit, sizes, meter, longest)
         whole = gather.whole = Task(f"map of {name}", self._options, control=gather)
         whole.call_back(callback, error_callback)
         gather.begin()
@@ -362,33 +362,35 @@ def _result(task: Task[R]) -> R:
 
 
 class _Parts(Generic[R]):
-    """Submits the parts of a map: chunks, each of which is pickled once, or slices of them."""
+    """Submits the parts of a map: chunks, or slices of chunks that are pickled once."""
 
     def __init__(
-        self, calls: Calls, fn: Callable[..., R], pieces: Sequence[Sequence[Any]], *, star: bool
+        self,
+        calls: Calls,
+        fn: Callable[..., R],
+        pieces: Sequence[Sequence[Any]],
+        *,
+        star: bool,
+        sliced: bool,
     ) -> None:
         self._calls = calls
         self._fn = fn
         self._name = _outcome.describe(fn)
         self._pieces = pieces
         self._star = star
+        #: Submits a slice; None if chunks stay whole.
+        self._submit_part = calls._backend.submit_part if sliced else None
 
-    def chunks(self, part: Slice) -> Task[tuple[list[R], float]]:
-        """Submit a chunk."""
-        args = self._fn, self._pieces[part.chunk], self._star
-        return self._calls._submit(chunks.run_all, args, {}, name=self._name)
-
-    def slices(self, part: Slice) -> Task[tuple[list[R], float]]:
-        """Submit a slice of one; all of it if it cannot be sent again."""
-        submit_part = self._calls._backend.submit_part
-        if part.packed is None and submit_part is not None:
-            call = Call(self._fn, (self._pieces[part.chunk], self._star), {})
-            part.packed = packing.pack_chunk(call)
-        if part.packed is None or submit_part is None:
-            return self.chunks(part)
+    def submit(self, part: Slice) -> Task[tuple[list[R], float]]:
+        """Submit a slice of a chunk; or all of it, if it stays whole or cannot be sent again."""
+        args = self._pieces[part.chunk], self._star
+        if self._submit_part is not None and part.packed is None:
+            part.packed = packing.pack_chunk(Call(self._fn, args, {}))
+        if self._submit_part is None or part.packed is None:
+            return self._calls._submit(chunks.run_all, (self._fn, *args), {}, name=self._name)
         task = self._calls._task(self._name)
         # With a timeout after each item, or long ones behind many short ones would exceed it.
         most = MANY if self._calls._options.timeout is None else 1
         what = packing.Part(part.packed, part.start, part.stop, part.seconds, most)
-        submit_part(task, what, part.start > 0)  # the pool may have been closed meanwhile
+        self._submit_part(task, what, part.start > 0)  # the pool may have been closed meanwhile
         return task

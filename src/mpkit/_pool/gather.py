@@ -117,7 +117,7 @@ class Gather(Generic[R]):
         #: Where the first items are that failed, and how.
         self._failed: tuple[tuple[int, int], BaseException] | None = None
         #: How to end what runs, if nothing more is to begin.
-        self._end: Callable[[Task[Any]], object] | None = None
+        self._end: Callable[[Task[Any]], bool] | None = None
         self._over = False
 
     def begin(self) -> None:
@@ -130,9 +130,8 @@ class Gather(Generic[R]):
             self._go_on()
         except BaseException:  # the caller gets that, and nobody the whole
             self.whole.call_back(None, None)
-            for task in self._give_up(_cancel, with_those_to_come=True):
-                task.cancel()
-            self._hear_again()
+            self._give_up(_cancel, with_those_to_come=True)
+            self._hear_again()  # it may have been a Ctrl-C, or all have ended before
             raise
 
     def _begin(self, part: Slice) -> None:
@@ -245,29 +244,30 @@ class Gather(Generic[R]):
             self._backend.feeds.leave(self)
 
     def _give_up(
-        self, end: Callable[[Task[Any]], object], *, with_those_to_come: bool = False
-    ) -> list[Task[Any]]:
-        """Begin with nothing any more; return what runs, which is to ``end`` like this."""
-        with self._lock:
-            self._end = end
-            for rest in self._rests:
-                self._note_failure(rest.place, CancelledError())
-            self._rests.clear()
-            for part, task in list(self._running.items()):
-                if task is None and with_those_to_come:
-                    self._cannot_begin(part, CancelledError())
-            return [task for task in self._running.values() if task is not None]
+        self, end: Callable[[Task[Any]], bool], *, with_those_to_come: bool = False
+    ) -> bool:
+        """Begin with nothing any more, and ``end`` what runs; tell whether any of that was."""
+        try:
+            with self._lock:
+                self._end = end
+                for rest in self._rests:
+                    self._note_failure(rest.place, CancelledError())
+                self._rests.clear()
+                if with_those_to_come:
+                    for part in [part for part, task in self._running.items() if task is None]:
+                        self._cannot_begin(part, CancelledError())
+                running = [task for task in self._running.values() if task is not None]
+            ended = [end(task) for task in running]  # all, in any case
+        except BaseException:
+            self._hear_again()
+            raise
+        return any(ended)
 
     # as the control of the whole
 
     def recall(self, task: Task[Any]) -> bool:
         """Cancel the parts that have not begun. The whole ends with the others, and not before."""
-        try:
-            for part in self._give_up(_cancel):
-                part.cancel()
-        except BaseException:
-            self._hear_again()
-            raise
+        self._give_up(_cancel)
         return False
 
     def cancelled(self, task: Task[Any]) -> None:
@@ -275,12 +275,7 @@ class Gather(Generic[R]):
 
     def kill(self, task: Task[Any]) -> bool:
         """End all parts."""
-        try:
-            killed = [part.kill() for part in self._give_up(_kill)]  # all, in any case
-        except BaseException:
-            self._hear_again()
-            raise
-        return any(killed)
+        return self._give_up(_kill)
 
     def check_waiter(self, task: Task[Any]) -> None:
         """Whoever cannot wait for the parts cannot wait for the whole."""

@@ -39,9 +39,7 @@ def pack(call: Call) -> tuple[bytes, Parcel | None]:
     Raises NotPicklable, naming what cannot travel.
     """
     head, parcel = _pack(call)
-    if parcel is None:
-        return head, None
-    return (parcel.seal(head)[0], None) if parcel.plain else (head, parcel)
+    return (head, None) if parcel is None else _sealed(head, parcel)
 
 
 def _pack(call: Call) -> tuple[bytes, Parcel | None]:
@@ -53,6 +51,11 @@ def _pack(call: Call) -> tuple[bytes, Parcel | None]:
     if not args and not kwargs:
         return head, None
     return head, _parcel.pack((args, kwargs), f"{call.what}(...)", PARTS[1:])
+
+
+def _sealed(head: bytes, parcel: Parcel) -> tuple[bytes, Parcel | None]:
+    """Put both into one message now, if that is all; or leave it to who sends the parcel."""
+    return (parcel.seal(head)[0], None) if parcel.plain else (head, parcel)
 
 
 #: Bytes of a chunk that is sent again for each slice. (To send and unpickle them takes about as
@@ -81,7 +84,7 @@ class Part(NamedTuple):
         head = _PART_HEAD.pack(_PART, *self[1:]) + self.chunk.head
         parcel = Parcel()
         parcel.hold(self.chunk.stream)
-        return (parcel.seal(head)[0], None) if parcel.plain else (head, parcel)
+        return _sealed(head, parcel)
 
 
 def pack_chunk(call: Call) -> Chunk | None:
