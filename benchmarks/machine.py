@@ -14,7 +14,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from mpkit._pool import schedule as policy
-from mpkit._pool.schedule import Schedule, Send, Spawn, TakeBack
+from mpkit._pool.actions import Send, Spawn, TakeBack
+from mpkit._pool.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ from typing import Any
 from benchmarks.machine import Costs, Outcome, with_policy
 from benchmarks.table import figure, pyplot
 from benchmarks.workloads import WORKLOADS
-from mpkit._pool.schedule import Schedule, Send, Spawn, TakeBack
+from mpkit._pool.actions import Send, Spawn, TakeBack
+from mpkit._pool.schedule import Schedule
 
 #: What is compared unless somebody asks for something else: the policy as it is, without
 #: packets, with shorter and longer ones, with nothing sent ahead of need, and with packets

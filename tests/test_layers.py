@@ -57,6 +57,7 @@ LAYERS = [
     "_child",
     "_process",
     "_pool",
+    "_pool.actions",
     "_pool.schedule",
     "_pool.wire",
     "_pool.slices",

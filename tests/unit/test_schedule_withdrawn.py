@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mpkit._pool.schedule import Schedule, Send, Spawn
+from mpkit._pool.actions import Send, Spawn
+from mpkit._pool.schedule import Schedule
 
 
 def act(schedule: Schedule, cancelled: set[int]) -> list[int]:

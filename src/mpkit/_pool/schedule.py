@@ -13,10 +13,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from mpkit._pool.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from mpkit._pool.actions import Action
 
 #: Seconds of work to send at a time. Enough to hide the 0.1 ms that a message takes to be
 #: answered, little enough that one worker's packet does not matter to the others.
@@ -32,46 +36,6 @@ SEND_AHEAD_BELOW = 0.01
 #: How many workers in a row may say that they cannot start. Of those that end before they
 #: have said anything, each of the pool may be killed by somebody, and so many more.
 MOST_START_FAILURES = 3
-
-
-class Spawn(NamedTuple):
-    """Start a worker, and tell of it by `Schedule.spawned`."""
-
-
-class Send(NamedTuple):
-    """Send these tasks to a worker, in one packet."""
-
-    worker: int
-    tasks: list[int]
-
-
-class TakeBack(NamedTuple):
-    """Take back what a worker has not taken yet, and tell of it by `Schedule.returned`."""
-
-    worker: int
-
-
-class Retire(NamedTuple):
-    """Have a worker leave when it has done what it has."""
-
-    worker: int
-
-
-class Lose(NamedTuple):
-    """Its worker died while it ran this task."""
-
-    task: int
-    worker: int
-
-
-class Abandon(NamedTuple):
-    """No worker could start in so many attempts, so this task will not run."""
-
-    task: int
-    attempts: int
-
-
-Action = Spawn | Send | TakeBack | Retire | Lose | Abandon
 
 
 class _Worker:

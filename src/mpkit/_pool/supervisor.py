@@ -25,20 +25,13 @@ from typing import TYPE_CHECKING, Any
 from mpkit import _fork, _outcome
 from mpkit._platform import descriptors
 from mpkit._pool import wire
+from mpkit._pool.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
 from mpkit._pool.crew import Worker
 from mpkit._pool.dispatch import Dispatch
 from mpkit._pool.journal import Journals
 from mpkit._pool.ledger import Ledger
 from mpkit._pool.mailbox import Mailbox
-from mpkit._pool.schedule import (
-    Abandon,
-    Lose,
-    Retire,
-    Schedule,
-    Send,
-    Spawn,
-    TakeBack,
-)
+from mpkit._pool.schedule import Schedule
 from mpkit._pool.shortcut import Shortcut
 from mpkit._pool.verdict import Verdict
 from mpkit._pool.warden import Warden
@@ -51,8 +44,8 @@ if TYPE_CHECKING:
 
     from mpkit._call import Call
     from mpkit._parcel import Parcel
+    from mpkit._pool.actions import Action
     from mpkit._pool.ledger import Entry
-    from mpkit._pool.schedule import Action
     from mpkit._pool.shortcut import Handed
     from mpkit._pool.stats import Recorder
     from mpkit._pool.task import Task
