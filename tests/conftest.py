@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mpkit import _lifeline, _limit, _presence, _runtime, _segment
+from mpkit._platform import descriptors
 from tests.support import PATIENCE, Spawn
 
 if TYPE_CHECKING:
@@ -78,6 +79,15 @@ def spawn(context: BaseContext) -> Iterator[Spawn]:
         process.join(PATIENCE)
         assert process.exitcode is not None, f"{process} outlived SIGKILL"
         process.close()
+
+
+@pytest.fixture(params=["packets", "stream"])
+def socket_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run the test once per kind of socket, of which channels and links are made meanwhile."""
+    if request.param == "packets" and not descriptors.HAS_PACKETS:
+        pytest.skip("no local socket keeps packets apart here")
+    monkeypatch.setattr(descriptors, "HAS_PACKETS", request.param == "packets")
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import mmap
+import multiprocessing
 import os
 import pickle
 import resource
@@ -197,6 +199,22 @@ def available() -> int:
     with open("/proc/meminfo") as file:
         (line,) = [line for line in file if line.startswith("MemAvailable")]
     return int(line.split()[1]) * 1024
+
+
+def possessions() -> dict[str, int]:
+    """Return how much of everything this process has, once what is garbage is gone."""
+    from mpkit import _segment  # here, lest all children that tests start import it
+    from mpkit._platform.memory import resident_bytes
+
+    multiprocessing.active_children()  # reaps
+    gc.collect()
+    _segment.clear()  # what is kept, within bounds, to be used again
+    return {
+        "descriptors": len(os.listdir("/dev/fd")),
+        "threads": threading.active_count(),
+        "children": len(multiprocessing.active_children()),
+        "resident": resident_bytes(),
+    }
 
 
 def in_line(semaphore: Semaphore) -> int:

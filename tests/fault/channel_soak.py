@@ -7,11 +7,9 @@ what this process has open before and after, as JSON.
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import json
 import multiprocessing
-import os
 import random
 import sys
 import threading
@@ -24,12 +22,10 @@ from mpkit import (
     ChannelClosed,
     EndOfChannel,
     PeerDied,
-    _segment,
     channel,
     wait,
 )
-from mpkit._platform.memory import resident_bytes
-from tests.support import PATIENCE
+from tests.support import PATIENCE, possessions
 
 End = Channel[Any, Any]
 
@@ -91,17 +87,6 @@ def live(chance: random.Random) -> int:
         if player is not victim:
             assert last[report] == "PeerDied", last[report]
     return arrived
-
-
-def possessions() -> dict[str, Any]:
-    multiprocessing.active_children()
-    gc.collect()
-    _segment.clear()  # what is kept, within bounds, to be used again
-    return {
-        "descriptors": len(os.listdir("/dev/fd")),
-        "threads": threading.active_count(),
-        "resident": resident_bytes(),
-    }
 
 
 def main(method: str, messages: int) -> None:

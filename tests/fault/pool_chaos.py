@@ -26,11 +26,10 @@ from concurrent.futures import CancelledError
 from typing import Any, NamedTuple
 
 import mpkit
-from mpkit import _segment
 from mpkit._platform.memory import resident_bytes
 from tests.fault import chaos_work
 from tests.fault.chaos_work import Place, Witness, value_of
-from tests.support import PATIENCE, supervisor_of
+from tests.support import PATIENCE, possessions, supervisor_of
 
 WORKERS = 8
 #: Tasks in a round, and seconds between two attacks, on average: other methods take longer to
@@ -278,18 +277,6 @@ class Chaos:
 
     def _chance_of_its_own(self) -> random.Random:
         return random.Random(self._chance.random())
-
-
-def possessions() -> dict[str, int]:
-    multiprocessing.active_children()
-    gc.collect()
-    _segment.clear()  # what is kept, within bounds, to be used again
-    return {
-        "descriptors": len(os.listdir("/dev/fd")),
-        "threads": threading.active_count(),
-        "children": len(multiprocessing.active_children()),
-        "resident": resident_bytes(),
-    }
 
 
 def main(method: str, tasks: int, seconds: float, seed: int) -> None:

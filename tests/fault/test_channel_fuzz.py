@@ -97,14 +97,6 @@ packets = st.one_of(
 )
 
 
-@pytest.fixture(params=["packets", "stream"])
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "packets" and not descriptors.HAS_PACKETS:
-        pytest.skip("no local socket keeps packets apart here")
-    monkeypatch.setattr(descriptors, "HAS_PACKETS", request.param == "packets")
-    return str(request.param)
-
-
 @pytest.fixture(params=["msgspec", "pickle"])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """Make a channel whose messages are safe to read, whatever they are."""
@@ -123,14 +115,14 @@ def test_the_header_is_the_one_that_is_tried() -> None:
     assert _end._HEADER.format == HEADER.format
 
 
-def test_packets_of_anything(kind: str, make: Callable[[], Any]) -> None:
+def test_packets_of_anything(socket_kind: str, make: Callable[[], Any]) -> None:
     @settings(max_examples=150, deadline=None)
     @given(st.lists(packets, min_size=1, max_size=6))
     def run(some: list[Packet]) -> None:
         with nothing_kept():
             here, there = make()
             for data, kinds in some:
-                length = struct.pack("!I", len(data)) if kind == "stream" else b""
+                length = struct.pack("!I", len(data)) if socket_kind == "stream" else b""
                 put(here, length + data, kinds)
             hang_up(here)
             take_all(there)
@@ -163,7 +155,7 @@ def test_a_stream_of_anything(monkeypatch: pytest.MonkeyPatch, make: Callable[[]
     run()
 
 
-def test_good_messages_changed_in_one_place(kind: str, make: Callable[[], Any]) -> None:
+def test_good_messages_changed_in_one_place(socket_kind: str, make: Callable[[], Any]) -> None:
     """All that comes before the stream is tried with each byte changed, cut and repeated."""
 
     @settings(max_examples=150, deadline=None)
@@ -185,7 +177,7 @@ def test_good_messages_changed_in_one_place(kind: str, make: Callable[[], Any]) 
                 else:
                     data = changed(data, place, how, other)
                     kinds = [("fd", fd) for fd in fds]
-                length = struct.pack("!I", len(data)) if kind == "stream" else b""
+                length = struct.pack("!I", len(data)) if socket_kind == "stream" else b""
                 put(here, length + data, kinds)
             hang_up(here)
             take_all(there)

@@ -79,12 +79,9 @@ def test_any_number_of_processes_send_each_on_its_own_end(spawn: Spawn) -> None:
         finish(child)
 
 
-@pytest.fixture(params=["packets", "stream"])
-def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture
+def pair(socket_kind: str) -> Iterator[tuple[End, End]]:
     """Both ends of a channel, over either kind of socket."""
-    if request.param == "packets" and not descriptors.HAS_PACKETS:
-        pytest.skip("no local socket keeps packets apart here")
-    monkeypatch.setattr(descriptors, "HAS_PACKETS", request.param == "packets")
     ends = channel()
     yield ends
     for end in ends:

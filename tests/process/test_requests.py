@@ -23,7 +23,6 @@ from mpkit import (
     start,
 )
 from mpkit._line import Line, Place
-from mpkit._platform import descriptors
 from mpkit._wait import Deadline
 from tests.support import PATIENCE, until
 
@@ -35,11 +34,8 @@ End = Channel[Any, Any]
 Pair = tuple[End, End]
 
 
-@pytest.fixture(params=["packets", "stream"])
-def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    if request.param == "packets" and not descriptors.HAS_PACKETS:
-        pytest.skip("this system has no such sockets")
-    monkeypatch.setattr(descriptors, "HAS_PACKETS", request.param == "packets")
+@pytest.fixture
+def pair(socket_kind: str) -> Iterator[Pair]:
     ends = channel()
     yield ends
     for end in ends:
@@ -337,15 +333,19 @@ def test_what_is_due_moves_through_a_channel_too(pair: Pair) -> None:
         assert ask(receiver.recv(PATIENCE), "fast") == "on time"
 
 
+def too_large_to_leave_at_once(end: End) -> bytes:
+    """Return a message for which there is less room than it needs; skip what leaves whole."""
+    if end._end.link.whole_packets:
+        pytest.skip("packets leave whole")
+    end._end.link._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return os.urandom(100_000)
+
+
 @pytest.mark.parametrize("way", ["send_async", "request_async"])
 def test_a_message_that_leaves_in_parts_leaves_whole(pair: Pair, way: str) -> None:
     """Over a stream: once a part of it is out, no matter what, the rest has to follow."""
     here, there = pair
-    if here._end.link.whole_packets:
-        pytest.skip("packets leave whole")
-    # Less room than the message needs, so that it cannot leave at once.
-    here._end.link._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    message = os.urandom(100_000)
+    message = too_large_to_leave_at_once(here)
 
     async def main() -> None:
         task = asyncio.create_task(getattr(here, way)(message))
@@ -358,10 +358,7 @@ def test_a_message_that_leaves_in_parts_leaves_whole(pair: Pair, way: str) -> No
 
 def test_a_request_that_is_cancelled_half_sent_is_counted(pair: Pair) -> None:
     here, there = pair
-    if here._end.link.whole_packets:
-        pytest.skip("packets leave whole")
-    here._end.link._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    message = os.urandom(100_000)
+    message = too_large_to_leave_at_once(here)
 
     async def main() -> None:
         task = asyncio.create_task(here.request_async(message))

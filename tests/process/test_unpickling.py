@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mpkit import Channel, ChannelTimeout, channel, start
-from mpkit._platform import descriptors
 from tests.support import PATIENCE
 
 if TYPE_CHECKING:
@@ -20,11 +19,8 @@ End = Channel[Any, Any]
 Pair = tuple[End, End]
 
 
-@pytest.fixture(params=["packets", "stream"])
-def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    if request.param == "packets" and not descriptors.HAS_PACKETS:
-        pytest.skip("this system has no such sockets")
-    monkeypatch.setattr(descriptors, "HAS_PACKETS", request.param == "packets")
+@pytest.fixture
+def pair(socket_kind: str) -> Iterator[Pair]:
     ends = channel()
     yield ends
     for end in ends:

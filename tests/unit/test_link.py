@@ -23,12 +23,9 @@ if TYPE_CHECKING:
 Pair = tuple[Link, Link]
 
 
-@pytest.fixture(params=["packets", "stream"])
-def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+@pytest.fixture
+def pair(socket_kind: str) -> Iterator[Pair]:
     """Both ends of a link of each kind."""
-    if request.param == "packets" and not descriptors.HAS_PACKETS:
-        pytest.skip("no local socket keeps packets apart here")
-    monkeypatch.setattr(descriptors, "HAS_PACKETS", request.param == "packets")
     ends = _links.pair()
     yield ends
     for end in ends:
