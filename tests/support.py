@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.process import BaseProcess
+    from types import FrameType
 
     import mpkit
     from mpkit import Semaphore
@@ -63,6 +64,41 @@ def few_descriptors(count: int) -> Iterator[None]:
         for fd in taken:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextlib.contextmanager
+def interrupted_in_threading(after: int) -> Iterator[None]:
+    """Have a Ctrl-C come at the so manyth step of the code of `threading` in this thread.
+
+    It ends the block, if there are so many steps, and nothing else.
+    """
+    left = after
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename == threading.__file__:
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
+    finally:
+        sys.settrace(before)
+
+
+def left_taken(lock: threading.Condition) -> bool:
+    """Tell whether other threads than this one find a lock taken, which may be re-entrant."""
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(lock.acquire(False)))
+    thread.start()
+    thread.join(PATIENCE)
+    return found != [True]
 
 
 def kill(process: BaseProcess) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
-import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpkit._platform.future import LightFuture
-from tests.support import PATIENCE
+from tests.support import PATIENCE, interrupted_in_threading, left_taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
 STEPS: dict[str, Callable[[Future[Any]], Any]] = {
     "cancel": lambda future: future.cancel(),
@@ -122,33 +119,11 @@ def test_one_that_runs_can_wait_again() -> None:
         assert future.cancelled()
 
 
-def interrupt_in_threading(after: int) -> None:
-    """Have a Ctrl-C come at the so manyth step of the code of `threading` in this thread."""
-    left = after
-
-    def trace(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename == threading.__file__:
-            left -= 1
-            if left < 0:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-
-
 @pytest.mark.parametrize("call", ["cancel", "set_running_or_notify_cancel"])
 def test_no_ctrl_c_leaves_it_locked(call: str) -> None:
     for after in range(20):
         future: LightFuture[int] = LightFuture()
         condition = future._condition
-        before = sys.gettrace()
-        try:
-            with contextlib.suppress(KeyboardInterrupt):
-                interrupt_in_threading(after)
-                getattr(future, call)()
-        finally:
-            sys.settrace(before)
-        with ThreadPoolExecutor(1) as executor:  # its lock is re-entrant
-            assert executor.submit(condition.acquire, False).result(), after
+        with interrupted_in_threading(after):
+            getattr(future, call)()
+        assert not left_taken(condition), after

@@ -12,6 +12,8 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mpkit._platform.stdlib import Condition
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -35,24 +37,6 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-class _Condition(threading.Condition):
-    """One whose lock is taken and released by C code.
-
-    `threading.Condition` does both in methods of Python, in which a Ctrl-C may come when the lock
-    is taken, and nobody would release it. The next one who asks for it is the supervisor.
-    """
-
-    @property
-    def __enter__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        lock: Any = getattr(self, "_lock")  # noqa: B009  typeshed knows nothing of it
-        return lock.__enter__
-
-    @property
-    def __exit__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        lock: Any = getattr(self, "_lock")  # noqa: B009
-        return lock.__exit__
-
-
 class LightFuture(Future[R]):
     """A Future. What differs is when its parts are made, and that states are read unlocked."""
 
@@ -73,7 +57,7 @@ class LightFuture(Future[R]):
             with _lock:
                 condition = self._made_condition
                 if condition is None:
-                    condition = self._made_condition = _Condition()
+                    condition = self._made_condition = Condition()
         return condition
 
     # These two are used by who has the condition, or the lock while there is none.

@@ -115,6 +115,25 @@ def owns(lock: Any) -> bool:
     return owned
 
 
+class Condition(threading.Condition):
+    """One whose lock is taken and released by C code.
+
+    `threading.Condition` does both in methods of Python, in which a Ctrl-C may come when the lock
+    is taken, and nobody would release it. The next one who asks for it may be a thread by which
+    all tasks end: the supervisor, or an executor's.
+    """
+
+    @property
+    def __enter__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        lock: Any = getattr(self, "_lock")  # noqa: B009  typeshed knows nothing of it
+        return lock.__enter__
+
+    @property
+    def __exit__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        lock: Any = getattr(self, "_lock")  # noqa: B009
+        return lock.__exit__
+
+
 def call_when_launched(popen: Any, function: Callable[[], object]) -> None:
     """Call ``function`` as soon as a spawning ``Popen`` has copied what its process needs.
 

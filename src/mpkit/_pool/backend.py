@@ -7,11 +7,11 @@ submitted, and `OnExecutor` gives it to any `concurrent.futures.Executor`.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mpkit._errors import PoolClosed
+from mpkit._platform.stdlib import Condition
 from mpkit._pool.feeds import Feeds
 from mpkit._pool.stats import Recorder
 from mpkit._pool.task import Control
@@ -171,7 +171,7 @@ class OnExecutor(NoControl):
         self._closed = False
         self.feeds = Feeds()
         self._pending: set[Task[Any]] = set()
-        self._none_pending = threading.Condition()
+        self._none_pending = Condition()
 
     def check(self, options: Options) -> None:
         kind = type(self._executor).__name__
