@@ -99,9 +99,9 @@ def _send_patiently(link: Link, data: bytes, fds: Sequence[int]) -> None:
 _WORDS: Final = {DONE: "result", FAILED: "exception"}
 
 
-def unpack_error(data: bytes, fds: list[int]) -> BaseException:
+def unpack_error(data: bytes, fds: list[int], start: int = 0) -> BaseException:
     """Return the exception of a failed call; a `RemoteTraceback` is its last cause."""
-    raised: Raised = _parcel.unpack(data, fds)
+    raised: Raised = _parcel.unpack(data, fds, start)
     return raised.error()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import mpkit
 from mpkit._platform import descriptors
+from mpkit._pool.ledger import Entry
 from mpkit._pool.options import Options
 from mpkit._pool.shortcut import Shortcut
 from mpkit._pool.task import Task
@@ -133,14 +134,16 @@ class FakeWorker:
 def test_a_worker_that_was_taken_meanwhile_is_not_offered_again() -> None:
     """The supervisor thinks it idle until it learns of what it was sent."""
     shortcut, worker = Shortcut(), cast("Worker", FakeWorker())
-    first, second = (Task[Any](what, Options()) for what in ("first", "second"))
+    first, second = (
+        Entry(Task[Any](what, Options()), b"call", None) for what in ("first", "second")
+    )
     shortcut.offer(1, worker)
-    assert shortcut.send(first, b"call")
+    assert shortcut.send(first)
     shortcut.offer(1, worker)
-    assert shortcut.send(second, b"call") is None
-    assert [handed.task for handed in shortcut.handed()] == [first]
+    assert shortcut.send(second) is None
+    assert [handed.entry for handed in shortcut.handed()] == [first]
     shortcut.offer(1, worker)
-    assert shortcut.send(second, b"call")
+    assert shortcut.send(second)
 
 
 def test_many_threads_take_the_same_few_workers(start_method: str) -> None:

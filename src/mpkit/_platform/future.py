@@ -101,9 +101,11 @@ class LightFuture(Future[R]):
 
     def set_running_or_notify_cancel(self) -> bool:
         """Not for users: have it run; False if it was cancelled, and those who wait know that."""
-        if self._changes(_PENDING, _RUNNING):
-            return True
-        return super().set_running_or_notify_cancel()
+        with _lock:  # as in `_changes`, without a call
+            light = self._made_condition is None and self._state == _PENDING
+            if light:
+                self._state = _RUNNING
+        return light or super().set_running_or_notify_cancel()
 
     def wait_again(self) -> None:
         """Not for users: it runs no more. A Future knows no way back."""
@@ -114,14 +116,19 @@ class LightFuture(Future[R]):
 
     def set_result(self, result: R) -> None:
         """Not for users: the pool sets results."""
-        if not self._changes(_RUNNING, _FINISHED, result):
+        with _lock:  # as in `_changes`, without a call
+            light = self._made_condition is None and self._state == _RUNNING
+            if light:
+                self._result = result
+                self._state = _FINISHED
+        if not light:
             super().set_result(result)
         elif self._made_callbacks:
             self._call_back()
 
     def set_exception(self, exception: BaseException | None) -> None:
         """Not for users: the pool sets exceptions."""
-        if not self._changes(_RUNNING, _FINISHED, None, exception):
+        if not self._changes(_RUNNING, _FINISHED, exception):
             super().set_exception(exception)
         elif self._made_callbacks:
             self._call_back()
@@ -139,14 +146,11 @@ class LightFuture(Future[R]):
         invoke: Any = getattr(self, "_invoke_callbacks")  # noqa: B009  typeshed knows nothing of it
         invoke()
 
-    def _changes(
-        self, old: str, new: str, result: Any = None, exception: BaseException | None = None
-    ) -> bool:
+    def _changes(self, old: str, new: str, exception: BaseException | None = None) -> bool:
         """Change the state from ``old``, if there is no condition by which to tell anybody."""
         with _lock:
             if self._made_condition is not None or self._state != old:
                 return False
-            if new is _FINISHED:
-                self._result, self._exception = result, exception
+            self._exception = exception
             self._state = new
             return True

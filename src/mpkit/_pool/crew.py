@@ -66,6 +66,8 @@ class Worker:
         self.hung_up = False
         #: Whether it has sent what is no report: then nothing that it says is believed.
         self.babbles = False
+        #: What was read from its journal, and not told yet.
+        self._records: deque[bytes] = deque()
         #: What was received and is to be read where the journal says so.
         self._received: deque[tuple[Report, list[int]]] = deque()
         #: Which journal is its own, if any.
@@ -141,22 +143,24 @@ class Worker:
             self.child.signal(signal.SIGKILL)
         self.child.join(None)
 
-    def reports(self) -> Iterator[tuple[Report, list[int]]]:
+    def reports(self, *, listen: bool = True) -> Iterator[tuple[Report, list[int]]]:
         """Yield what it reported, and the descriptors that came with it. Never blocks.
 
-        Once it has closed its end, or ``babbles``, ``hung_up`` is true.
+        Once it has closed its end, or ``babbles``, ``hung_up`` is true. Who knows that there is
+        nothing by socket, or will be told, need not ``listen``, for which other threads take turns.
         """
-        for _ in range(REPORTS_AT_A_TIME):
+        for _ in range(REPORTS_AT_A_TIME if listen else 0):
             if not self._receive(until_woken=True):
                 break
         if self.slot is not None:
-            for record in self._journals.read(self.slot):
+            records = self._records
+            records += self._journals.read(self.slot)
+            while records:  # of which those who are in the midst of it may read some
+                record = records.popleft()
                 # Nobody else writes there, so this is to be believed of one that babbles, too.
                 if record:
                     yield wire.decode_for_parent(record), []
-                elif self.babbles:
-                    break
-                elif self._received or self._receive():
+                elif not self.babbles and (self._received or self._receive()):
                     yield self._received.popleft()
         # What it was killed or cut off before it could note is the last that it has said.
         while self._received and (self.slot is None or self.hung_up):
@@ -193,7 +197,8 @@ class Worker:
 
     def has_written(self) -> bool:
         """Tell whether there is something new in its journal."""
-        return self.slot is not None and self._journals.unread(self.slot)
+        unread = self.slot is not None and self._journals.unread(self.slot)
+        return unread or bool(self._records)
 
     def has_reports(self) -> bool:
         """Tell whether `reports` would yield something, or find the end."""

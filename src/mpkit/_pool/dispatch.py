@@ -40,10 +40,10 @@ class Dispatch:
         left = deque(tasks)
         while left:
             task = left[0]
-            if not self._ledger.begin(task):
+            entry = self._ledger.begin(task)
+            if entry is None:
                 self._schedule.withdrawn(number, left.popleft())
                 continue
-            entry = self._ledger[task]
             data, fds, parcel = entry.head, _NO_FDS, entry.parcel
             if parcel is not None:
                 if not parcel.plain and len(self._crew[number].bulky) >= MOST_BULKY:

@@ -20,13 +20,10 @@ import mmap
 import struct
 import threading
 from multiprocessing.reduction import DupFd
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from mpkit import _fork
 from mpkit._platform import memory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 #: Bytes of a record at most. (Arbitrary: the result of a short task is mostly much shorter.)
 MOST_BYTES: Final = 400
@@ -161,23 +158,27 @@ class Journals:
         """The worker of this slot is dead, and its journal was read."""
         self._free.append(slot)
 
-    def read(self, slot: int) -> Iterator[bytes]:
-        """Yield the records that were not read."""
-        start = _start(slot, self._slots)
-        written = self._counts[1 + slot]
+    def read(self, slot: int) -> list[bytes]:
+        """Return the records that were not read."""
+        records: list[bytes] = []
+        read, written = self._read[slot], self._counts[1 + slot]
         _in_order()
-        while self._read[slot] < written:
-            place = self._read[slot] % _SIZE
-            if place + _LENGTH.size > _SIZE:
-                self._read[slot] += _SIZE - place
-                continue
-            (length,) = _LENGTH.unpack_from(self._records, start + place)
-            if length == _TURN:
-                self._read[slot] += _SIZE - place
-                continue
-            begin = start + place + _LENGTH.size
-            self._read[slot] += _LENGTH.size + length
-            yield bytes(self._records[begin : begin + length])
+        start = _start(slot, self._slots)
+        while read < written:
+            first = read % _SIZE
+            # As far as it goes on without a turn: to copy all of it costs as much as one record.
+            piece = bytes(self._records[start + first : start + min(first + written - read, _SIZE)])
+            place = 0
+            while place + _LENGTH.size <= len(piece):
+                (length,) = _LENGTH.unpack_from(piece, place)
+                if length == _TURN:
+                    break
+                begin = place + _LENGTH.size
+                place = begin + length
+                records.append(piece[begin:place])
+            read += len(piece)
+        self._read[slot] = written
+        return records
 
     def unread(self, slot: int) -> bool:
         """Tell whether there is something to read."""

@@ -22,7 +22,7 @@ MOST_PASSED_OVER = 1000
 
 
 class Entry:
-    """A task, its packed call, and how it has fared."""
+    """A task, its packed call, and how it has fared. The caller makes it, in any thread."""
 
     __slots__ = ("deadline", "doom", "head", "killed", "parcel", "pid", "retries", "task", "worker")
 
@@ -61,19 +61,19 @@ class Ledger:
         """Return the entry of a task, if it is not settled. Any thread may ask."""
         return self._entries.get(number)
 
-    def add(self, task: Task[Any], head: bytes, parcel: Parcel | None) -> None:
+    def add(self, entry: Entry) -> None:
         """A task was submitted."""
-        self._entries[task.number] = Entry(task, head, parcel)
+        self._entries[entry.task.number] = entry
 
-    def begin(self, number: int) -> bool:
-        """A task is about to be sent; False if it was cancelled, and is forgotten now."""
+    def begin(self, number: int) -> Entry | None:
+        """A task is about to be sent; None if it was cancelled, and is forgotten now."""
         entry = self._entries[number]
         if entry.killed:
             entry.task.cancel()
         if entry.task.set_running_or_notify_cancel():
-            return True
+            return entry
         self._forget(number)
-        return False
+        return None
 
     def sent(self, number: int, worker: int, pid: int) -> None:
         """A task was sent to a worker: its time runs."""
@@ -155,7 +155,7 @@ class Ledger:
     def settle(self, number: int, value: Any, error: BaseException | None) -> None:
         """A task has its outcome."""
         task = self._forget(number).task
-        if not task.running() and not task.set_running_or_notify_cancel():
+        if not (task.running() or task.set_running_or_notify_cancel()):
             return
         if error is not None:
             task.note_attempts(error)

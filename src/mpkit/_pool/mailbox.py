@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mpkit._parcel import Parcel
-    from mpkit._pool.task import Task
-
-    Submission = tuple[Task[Any], bytes, Parcel | None]
+    from mpkit._pool.ledger import Entry
 
 
 class Mailbox:
@@ -25,7 +22,7 @@ class Mailbox:
 
     def __init__(self, refuse: Callable[[], None]) -> None:
         self._refuse = refuse
-        self._submissions: deque[Submission] = deque()
+        self._submissions: deque[Entry] = deque()
         self._messages: deque[Callable[[], None]] = deque()
         self._woken = False
         self._ended = False
@@ -40,9 +37,9 @@ class Mailbox:
         """Return how many submissions were not taken out."""
         return len(self._submissions)
 
-    def submit(self, submission: Submission) -> None:
-        """Put in a call that is to be run."""
-        self._submissions.append(submission)
+    def submit(self, entry: Entry) -> None:
+        """Put in a task that is to be run."""
+        self._submissions.append(entry)
         self.wake()
 
     def tell(self, message: Callable[[], None]) -> None:
@@ -70,7 +67,7 @@ class Mailbox:
         os.read(self.reader, 512)
         self._woken = False
 
-    def submissions(self) -> Iterator[Submission]:
+    def submissions(self) -> Iterator[Entry]:
         """Take out what was submitted."""
         while self._submissions:
             yield self._submissions.popleft()

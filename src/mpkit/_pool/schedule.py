@@ -112,7 +112,7 @@ class Schedule:
             self._priority[task] = priority
         if alone:
             self._alone.add(task)
-        self._queue(task).append(task)
+        self._queue(priority).append(task)
         self._queued += 1
 
     def handed(self, worker: int, task: int, *, priority: int = 0) -> None:
@@ -159,18 +159,22 @@ class Schedule:
         """A worker's initializer raised; its death is told besides."""
         self._init_failures += 1
 
-    def finished(self, worker: int, task: int, seconds: float) -> None:
-        """A worker reported a task, which took so long."""
+    def finished(self, worker: int, task: int, seconds: float) -> bool:
+        """A worker reported a task, which took so long; False if that is not what it runs."""
         state = self._workers[worker]
-        head = state.tasks.popleft()
-        assert head == task, f"worker {worker} reported {task} before {head}"
+        tasks = state.tasks
+        if not tasks or tasks[0] != task:
+            return False
+        del tasks[0]
         self._sent -= 1
         self._open[worker] = state
         state.empty_handed = False
-        self._forget(task)
+        if self._priority or self._alone:
+            self._forget(task)
         # A moving average that follows a change within some ten tasks.
         known = self._seconds
         self._seconds = seconds if known is None else known + (seconds - known) / 8
+        return True
 
     def returned(self, worker: int, tasks: Sequence[int]) -> None:
         """These came back unread from a worker's inbox, or could not be sent."""
@@ -329,10 +333,12 @@ class Schedule:
         workers = list(self._open.items())
         if self._starting:  # these come last: they may take long
             workers.sort(key=lambda item: not item[1].started)
-        for enough in (1, depth // 2 + 1) if depth > 1 else (1,):
+        packet = depth // 2
+        scarce = not packet or packet * len(self._workers) > self._queued
+        for enough, most in [(1, 1)] * scarce + [(packet + 1, packet)] * (depth > 1):
             for number, state in workers:
                 while self._queued and len(state.tasks) < enough and state.can_take():
-                    tasks = self._next_packet(state, 1 if enough == 1 else depth // 2)
+                    tasks = self._next_packet(state, most)
                     if not tasks:
                         break
                     state.tasks.extend(tasks)
@@ -401,8 +407,7 @@ class Schedule:
 
     # the queues
 
-    def _queue(self, task: int) -> deque[int]:
-        priority = self._priority.get(task, 0)
+    def _queue(self, priority: int) -> deque[int]:
         queue = self._queues.get(priority)
         if queue is None:
             queue = self._queues[priority] = deque()
@@ -411,7 +416,7 @@ class Schedule:
     def _put_back(self, tasks: Sequence[int]) -> None:
         """Put tasks where they came from: before those that arrived after them."""
         for task in reversed(tasks):
-            self._queue(task).appendleft(task)
+            self._queue(self._priority.get(task, 0)).appendleft(task)
         self._queued += len(tasks)
 
     def _drain(self) -> list[int]:

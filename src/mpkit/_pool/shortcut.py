@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mpkit._pool.crew import Worker
-    from mpkit._pool.task import Task
+    from mpkit._pool.ledger import Entry
 
 
 class Handed(NamedTuple):
     """A task that a caller has sent to a worker, or was about to."""
 
-    task: Task[Any]
-    head: bytes
+    entry: Entry
     worker: int
     #: Not empty if it was sent.
     receipt: list[int]
@@ -46,7 +45,7 @@ class Shortcut:
         """Return how many tasks were sent of which the supervisor does not know."""
         return len(self._handed)
 
-    def send(self, task: Task[Any], head: bytes) -> bool | None:
+    def send(self, entry: Entry) -> bool | None:
         """Send a task to a worker that is idle; None if there is none.
 
         False if it could not be sent; then, and if a signal handler raises in here, the
@@ -58,10 +57,10 @@ class Shortcut:
             if self._closed or not self._idle:
                 return None
             number, worker = self._idle.popitem()
-            task.set_running_or_notify_cancel()
-            handed = Handed(task, head, number, [])
+            entry.task.set_running_or_notify_cancel()
+            handed = Handed(entry, number, [])
             self._handed.append(handed)  # first, so that it is known before it is reported
-            worker.hand(task.number, head, handed.receipt)
+            worker.hand(entry.task.number, entry.head, handed.receipt)
         return bool(handed.receipt)
 
     def close(self) -> None:
@@ -72,7 +71,7 @@ class Shortcut:
 
     def find(self, task: int) -> Handed | None:
         """Return a task that was sent, if the supervisor does not know of it yet."""
-        found = [handed for handed in list(self._handed) if handed.task.number == task]
+        found = [handed for handed in list(self._handed) if handed.entry.task.number == task]
         return found[0] if found else None
 
     # called by the supervisor

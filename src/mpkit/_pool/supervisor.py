@@ -29,7 +29,7 @@ from mpkit._pool.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
 from mpkit._pool.crew import Worker
 from mpkit._pool.dispatch import Dispatch
 from mpkit._pool.journal import Journals
-from mpkit._pool.ledger import Ledger
+from mpkit._pool.ledger import Entry, Ledger
 from mpkit._pool.mailbox import Mailbox
 from mpkit._pool.schedule import Schedule
 from mpkit._pool.shortcut import Shortcut
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from mpkit._call import Call
     from mpkit._parcel import Parcel
     from mpkit._pool.actions import Action
-    from mpkit._pool.ledger import Entry
-    from mpkit._pool.shortcut import Handed
     from mpkit._pool.stats import Recorder
     from mpkit._pool.task import Task
 
@@ -140,13 +138,14 @@ class Supervisor:
 
     def submit(self, task: Task[Any], head: bytes, parcel: Parcel | None) -> None:
         """Have a call run, which `packing.pack` has made."""
+        entry = Entry(task, head, parcel)
         if parcel is None and task.options.timeout is None:
-            sent = self._shortcut.send(task, head)
+            sent = self._shortcut.send(entry)
             if sent is not None:
                 if not sent:
                     self._mailbox.wake()
                 return
-        self._mailbox.submit((task, head, parcel))
+        self._mailbox.submit(entry)
 
     def close(self) -> None:
         """No more calls will come: have the workers leave when all are done."""
@@ -183,10 +182,9 @@ class Supervisor:
 
         It may have been sent again by now: then the caller looks once more.
         """
-        entry: Entry | Handed | None = self._ledger.get(task.number)
-        if entry is None:
-            entry = self._shortcut.find(task.number)
-        number = None if entry is None else entry.worker
+        entry = self._ledger.get(task.number)
+        handed = self._shortcut.find(task.number) if entry is None else entry
+        number = None if handed is None else handed.worker
         worker = None if number is None else self._crew.get(number)
         if worker is None or number is None:
             return False
@@ -195,7 +193,9 @@ class Supervisor:
         )
 
     def _waits_again(self, number: int) -> None:
-        entry = self._ledger.get(number) or self._shortcut.find(number)
+        entry = self._ledger.get(number)
+        if entry is None and (handed := self._shortcut.find(number)):
+            entry = handed.entry
         if entry is not None:
             entry.task.wait_again()
 
@@ -234,7 +234,7 @@ class Supervisor:
                 for key, _ in ready:
                     key.data()
                 for slot in self._journals.changed():
-                    self._read_reports(self._writers[slot])
+                    self._read_reports(self._writers[slot], listen=False)
                 self._hear()
                 if when is not None:
                     self._warden.make_rounds(self._retire)
@@ -267,27 +267,28 @@ class Supervisor:
         while self._later:
             self._later.popitem()[0]()
 
-    def _submitted(self, task: Task[Any], head: bytes, parcel: Parcel | None) -> None:
+    def _take_in(self) -> None:
+        """Take in what callers have submitted, and what they have sent to idle workers."""
+        for entry in self._mailbox.submissions():
+            self._submitted(entry)
+        for entry, number, receipt in self._shortcut.handed():
+            task = entry.task
+            if not receipt or number not in self._crew:
+                task.wait_again()
+                self._submitted(entry)
+                continue
+            self._recorder.submitted += 1
+            self._ledger.add(entry)
+            self._schedule.handed(number, task.number, priority=task.options.priority)
+            self._ledger.sent(task.number, number, self._crew[number].pid)
+
+    def _submitted(self, entry: Entry) -> None:
         self._recorder.submitted += 1
-        self._ledger.add(task, head, parcel)
+        self._ledger.add(entry)
         if self._terminated:  # it was being packed meanwhile
             self._ledger.settle_all(_STOPPED)
         else:
-            self._verdict.queue(task)
-
-    def _take_in(self) -> None:
-        """Take in what callers have submitted, and what they have sent to idle workers."""
-        for submission in self._mailbox.submissions():
-            self._submitted(*submission)
-        for task, head, number, receipt in self._shortcut.handed():
-            if not receipt or number not in self._crew:
-                task.wait_again()
-                self._submitted(task, head, None)
-                continue
-            self._recorder.submitted += 1
-            self._ledger.add(task, head, None)
-            self._schedule.handed(number, task.number, priority=task.options.priority)
-            self._ledger.sent(task.number, number, self._crew[number].pid)
+            self._verdict.queue(entry.task)
 
     def _offer(self) -> None:
         """Let callers have the workers that have nothing to do."""
@@ -314,16 +315,16 @@ class Supervisor:
 
     # what workers say
 
-    def _read_reports(self, number: int) -> None:
+    def _read_reports(self, number: int, *, listen: bool = True) -> None:
         """Take in what a worker has reported."""
         worker = self._crew.get(number)
         if worker is None:  # it ended in the same round
             return
         had_hung_up = worker.hung_up
-        for message, fds in worker.reports():
+        for message, fds in worker.reports(listen=listen):
             match message:
-                case wire.Done() if self._runs(number, message.task):
-                    self._done(number, message, fds)
+                case wire.Done() if self._finished(number, message):
+                    self._done(number, worker, message, fds)
                     self._warden.strike(number)  # it has the next one to run now
                 case wire.Ready() if not self._schedule.has_started(number):
                     self._schedule.started(number)
@@ -335,26 +336,28 @@ class Supervisor:
             self._unwatch(worker.outbox.fd)
             self._warden.hung_up(number)
 
-    def _runs(self, number: int, task: int) -> bool:
-        """Tell whether a worker runs a task, with what is not known yet taken into account."""
-        if self._schedule.running(number) == task:
+    def _finished(self, number: int, done: wire.Done) -> bool:
+        """Take in that a worker has done a task; False if it cannot have."""
+        finished = functools.partial(
+            self._schedule.finished, number, done.task, done.ended - done.began
+        )
+        if finished():
             return True
         self._take_in()  # some caller has sent it
-        if self._schedule.running(number) != task:
-            self._take_back(number)  # some thread has taken back what was before it
-        return self._schedule.running(number) == task
+        if finished():
+            return True
+        self._take_back(number)  # some thread has taken back what was before it
+        return finished()
 
-    def _done(self, number: int, done: wire.Done, fds: list[int]) -> None:
-        worker = self._crew[number]
+    def _done(self, number: int, worker: Worker, done: wire.Done, fds: list[int]) -> None:
         worker.reported(done.task)
+        failed = done.kind == _outcome.FAILED
         task = self._ledger[done.task].task
-        failed = done.outcome[:1] == _outcome.FAILED
-        self._schedule.finished(number, done.task, done.ended - done.began)
         self._recorder.task_ended(worker.pid, task, done.began, done.ended, failed)
         if self._memory_limit is not None and done.resident > self._memory_limit:
             self._retire(number)
         end = self._verdict.raised if failed else self._verdict.done
-        end(done.task, done.outcome[1:], fds)
+        end(done.task, done.data, fds)
 
     def _ended(self, number: int) -> None:
         """A worker's process has ended: take in its last words, and what it left unread."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mpkit import _outcome
 from mpkit._errors import WorkerDied, WorkerInitError
 from mpkit._platform import memory
+from mpkit._pool import wire
 
 if TYPE_CHECKING:
     from mpkit._pool.crew import Worker
@@ -65,9 +66,11 @@ class Verdict:
             self._schedule.try_again()
 
     def done(self, task: int, data: bytes, fds: list[int]) -> None:
-        """A worker reported a result."""
+        """A worker reported a result, with the packet of a `wire.Done`."""
         try:
-            value = _outcome.unpack_result(lambda: self._ledger[task].task.name, data, fds)
+            value = _outcome.unpack_result(
+                lambda: self._ledger[task].task.name, data, fds, wire.DONE_SIZE
+            )
         except Exception as error:  # noqa: BLE001  unpickling is user code
             self._failed(task, error)
         except BaseException as error:  # noqa: BLE001  nor may it end who asks for the result
@@ -77,8 +80,8 @@ class Verdict:
             self._ledger.settle(task, value, None)
 
     def raised(self, task: int, data: bytes, fds: list[int]) -> None:
-        """A worker reported an exception."""
-        self._failed(task, _unpack_error(data, fds))
+        """A worker reported an exception, likewise."""
+        self._failed(task, _unpack_error(data, fds, wire.DONE_SIZE))
 
     def lost(self, task: int, worker: Worker) -> None:
         """A worker died while it ran this task."""
@@ -150,9 +153,9 @@ class Verdict:
             self.queue(entry.task)
 
 
-def _unpack_error(data: bytes, fds: list[int]) -> BaseException:
+def _unpack_error(data: bytes, fds: list[int], start: int = 0) -> BaseException:
     """Return the error that a worker sent, or the one that this raised."""
     try:
-        return _outcome.unpack_error(data, fds)
+        return _outcome.unpack_error(data, fds, start)
     except BaseException as error:  # noqa: BLE001  unpickling is user code
         return error

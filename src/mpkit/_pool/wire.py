@@ -42,14 +42,16 @@ class Done(NamedTuple):
 
     ``began`` and ``ended`` are seconds of `time.monotonic`, which all processes of a
     machine share. ``resident`` is the worker's memory in bytes, or 0 if nobody asked.
-    ``outcome`` is a kind (`_outcome.DONE` or `_outcome.FAILED`) and what goes with it.
+    ``kind`` is that of the outcome, `_outcome.DONE` or `_outcome.FAILED`, and the outcome
+    follows in ``data`` behind `DONE_SIZE` bytes.
     """
 
     task: int
     began: float
     ended: float
     resident: int
-    outcome: bytes
+    kind: bytes
+    data: bytes
 
 
 Report = Ready | InitFailed | Done
@@ -60,7 +62,10 @@ WAKE = b"w"
 _RUN, _READY, _INIT_FAILED, _DONE = b"r", b"y", b"i", b"d"
 _COUNT = struct.Struct("=cH")
 _LOAD = struct.Struct("=QI")
-DONE_HEADER = struct.Struct("=cQddQ")
+_DONE_HEADER = struct.Struct("=cQddQ")
+_DONE_WHOLE = struct.Struct(_DONE_HEADER.format + "c")
+#: Bytes before the outcome in a `Done`, and its kind is the last of them.
+DONE_SIZE = _DONE_WHOLE.size
 
 #: Bytes that the loads of one packet may have together.
 ROOM = PACKET - _COUNT.size
@@ -87,8 +92,8 @@ def init_failed_header() -> bytes:
 
 
 def done_header(task: int, began: float, ended: float, resident: int) -> bytes:
-    """Return what comes before the outcome in the packet of a `Done`."""
-    return DONE_HEADER.pack(_DONE, task, began, ended, resident)
+    """Return what comes before the outcome, and its kind, in the packet of a `Done`."""
+    return _DONE_HEADER.pack(_DONE, task, began, ended, resident)
 
 
 def decode_for_worker(data: bytes) -> Run:
@@ -106,12 +111,11 @@ def decode_for_worker(data: bytes) -> Run:
 
 def decode_for_parent(data: bytes) -> Report:
     """Return the message in a packet that a worker sent; raises Malformed if it is none."""
-    kind = data[:1]
-    if kind == _DONE and len(data) > DONE_HEADER.size:
-        _, task, began, ended, resident = DONE_HEADER.unpack_from(data)
-        return Done(task, began, ended, resident, data[DONE_HEADER.size :])
+    if data.startswith(_DONE) and len(data) >= DONE_SIZE:
+        _, task, began, ended, resident, kind = _DONE_WHOLE.unpack_from(data)
+        return Done(task, began, ended, resident, kind, data)
     if data == _READY:
         return Ready()
-    if kind == _INIT_FAILED:
+    if data.startswith(_INIT_FAILED):
         return InitFailed(data[1:])
     raise Malformed(f"{data[:16]!r}")
