@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 def pool(start_method: str) -> Iterator[mpkit.TaskPool]:
     """One with an idle worker, which may be taken."""
     with mpkit.TaskPool(1) as pool:
-        pool.apply(abs, (-1,))
+        pool.submit(abs, -1).result(PATIENCE)
         wait_for_an_offer(pool)
         yield pool
 
@@ -120,14 +120,17 @@ def test_an_inbox_that_is_full_or_closed_leaves_it_to_the_supervisor(
 ) -> None:
     from mpkit._pool.crew import Worker
 
-    monkeypatch.setattr(Worker, "hand", lambda *_: None)  # as if there were no room
+    monkeypatch.setattr(Worker, "hand", lambda *_, **__: None)  # as if there were no room
     assert [pool.submit(abs, -n).result(PATIENCE) for n in range(5)] == [0, 1, 2, 3, 4]
 
 
 class FakeWorker:
     """Takes what it is sent."""
 
-    def hand(self, task: int, call: bytes, receipt: list[int]) -> None:
+    def written(self) -> int:
+        return 0
+
+    def hand(self, task: int, call: bytes, receipt: list[int], *, asked: bool) -> None:
         receipt.append(len(call))
 
 
@@ -138,12 +141,12 @@ def test_a_worker_that_was_taken_meanwhile_is_not_offered_again() -> None:
         Entry(Task[Any](what, Options()), b"call", None) for what in ("first", "second")
     )
     shortcut.offer(1, worker)
-    assert shortcut.send(first)
+    assert shortcut.send(first, asked=False)
     shortcut.offer(1, worker)
-    assert shortcut.send(second) is None
+    assert shortcut.send(second, asked=False) is None
     assert [handed.entry for handed in shortcut.handed()] == [first]
     shortcut.offer(1, worker)
-    assert shortcut.send(second)
+    assert shortcut.send(second, asked=False)
 
 
 def test_many_threads_take_the_same_few_workers(start_method: str) -> None:

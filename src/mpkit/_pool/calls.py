@@ -10,6 +10,7 @@ from mpkit import _outcome
 from mpkit._call import Call
 from mpkit._pool import chunks, packing
 from mpkit._pool import progress as progress_
+from mpkit._pool.asked import Asked
 from mpkit._pool.gather import Gather
 from mpkit._pool.options import whole_number
 from mpkit._pool.results import AHEAD, Results
@@ -106,7 +107,9 @@ class Calls:
         self, func: Callable[..., Any], args: Sequence[Any] = (), kwds: Mapping[str, Any] = {}
     ) -> Any:
         """Have a worker call ``func(*args, **kwds)``; block until it has, and return its result."""
-        return _result(self._submit(func, args, kwds))
+        # One that fails may be tried again by the supervisor, which then has to see its end.
+        kind = Task if self._options.retries else Asked
+        return _result(self._submit(func, args, kwds, kind=kind))
 
     @overload
     def apply_async(
@@ -272,9 +275,10 @@ class Calls:
         name: str | None = None,
         *,
         fed: bool = False,
+        kind: type[Task[Any]] = Task,
     ) -> Task[R]:
         call = Call(_function(fn), tuple(args), dict(kwargs))
-        task: Task[R] = self._task(name or call.what)
+        task: Task[R] = kind(name or call.what, self._options, self, self._backend)
         if callback is not None or error_callback is not None:
             _check_callbacks(callback, error_callback)
             task.call_back(callback, error_callback)
@@ -356,9 +360,10 @@ def _result(task: Task[R]) -> R:
     """Return the result of a task that nobody else knows of."""
     try:
         return task.result()
-    finally:
+    except BaseException:
         if not task.done():  # Ctrl-C, say: nobody will ever ask for it again
             task.cancel()
+        raise
 
 
 class _Parts(Generic[R]):

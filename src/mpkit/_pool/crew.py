@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from mpkit import _fork, _links, _wait
+from mpkit import _fork, _links, _outcome, _wait
 from mpkit._child import Child
 from mpkit._frames import framed
 from mpkit._link import Link, LinkDown, Malformed, discard
@@ -32,12 +32,15 @@ if TYPE_CHECKING:
 
     from mpkit._call import Call
     from mpkit._pool.journal import Journals
-    from mpkit._pool.wire import Load, Report
+    from mpkit._pool.wire import Done, Load, Report
 
 #: How many reports of one worker to read before looking at the others (arbitrary).
 REPORTS_AT_A_TIME = 64
 
 _NOW = Deadline(0)
+
+#: As `wire.encode_ring`, from us, for whoever waits.
+_NO_ANSWERS = wire.encode_ring(0)
 
 
 class Worker:
@@ -61,7 +64,10 @@ class Worker:
         # doubles, as an interruption may have it taken out again. Any thread, hence the lock.
         self._came_back: dict[int, None] = {}
         self._kills_to_be_sure = context.get_start_method() != "forkserver"
-        self._recalling = threading.RLock()  # a signal handler may cancel, too
+        # Held by any thread that reads what others read, too. A signal handler may be one.
+        self._shared = threading.RLock()
+        #: Whether a caller waits at the inbox for an answer, and is to close it if we have ended.
+        self._answers = False
         self.retiring = False
         self.hung_up = False
         #: Whether it has sent what is no report: then nothing that it says is believed.
@@ -78,6 +84,8 @@ class Worker:
             with stdlib.interrupts_held(context.get_start_method()):
                 args = reader, writer, journal, init, report_memory
                 self.child = Child(worker.main, args, context)
+            #: The number of its process.
+            self.pid: int = self.child.pid
         except BaseException:
             if hasattr(self, "child"):  # a Ctrl-C was held until now
                 self.child.signal(signal.SIGKILL)
@@ -87,11 +95,6 @@ class Worker:
         finally:
             reader.close()
             writer.close()
-
-    @property
-    def pid(self) -> int:
-        """The number of its process."""
-        return self.child.pid
 
     @property
     def ended(self) -> str:
@@ -114,10 +117,50 @@ class Worker:
             self._sent.append((len(framed(packet)), [load.task for load in loads]))
         return sent
 
-    def hand(self, task: int, call: bytes, receipt: list[int]) -> None:
+    def hand(self, task: int, call: bytes, receipt: list[int], *, asked: bool) -> None:
         """Send it one small task, in any thread; the ``receipt`` is as for `Link.send`."""
+        packet = wire.encode_run([wire.Load(task, call)], asked=asked)
         with contextlib.suppress(LinkDown):
-            self._inbox.send(wire.encode_run([wire.Load(task, call)]), (), _NOW, receipt)
+            self._inbox.send(packet, (), _NOW, receipt)
+
+    def written(self) -> int:
+        """Return how much is in its journal: where the report will be of the next task."""
+        return 0 if self.slot is None else self._journals.written(self.slot)
+
+    def answer(self, task: int, since: int) -> Done | None:
+        """Wait until it has done a task that it was asked for, in the thread that has asked.
+
+        Returns its report, if that is of a result and in the journal, behind what was `written`.
+        None too if the task was taken back from its inbox, and if it has ended.
+        """
+        with self._shared:
+            slot = self.slot
+            if slot is None:
+                return None
+            self._answers = True
+        records: list[bytes] = []
+        rings = wire.encode_ring(task), _NO_ANSWERS
+        try:
+            with contextlib.suppress(LinkDown):
+                while packet := self._inbox.receive():
+                    if packet[0] in rings:
+                        break  # and no late one, for who has asked before and was interrupted
+        finally:
+            with self._shared:
+                self._answers = False
+                if self.slot is None:
+                    self._inbox.close()
+                else:
+                    records = self._journals.since(slot, since)
+        done = wire.decode_for_parent(records[0]) if records and records[0] else None
+        if isinstance(done, wire.Done) and (done.task, done.kind) == (task, _outcome.DONE):
+            return done
+        return None
+
+    def wants(self, wanted: bool) -> None:
+        """Have it wake us for what it was asked for, too, or not."""
+        if self.slot is not None:
+            self._journals.want(self.slot, wanted)
 
     def retire(self, *, idle: bool = False) -> None:
         """Have it leave after what it was sent, which is nothing if it is ``idle``."""
@@ -216,7 +259,7 @@ class Worker:
         """
         if not descriptors.HAS_PACKETS:
             return False
-        with self._recalling:
+        with self._shared:
             # First, and not last: an interruption may come in between, and then nobody would.
             tell()
             self._empty()
@@ -228,7 +271,7 @@ class Worker:
         """Return the tasks that it has not taken from its inbox; it will never get them."""
         if not descriptors.HAS_PACKETS:
             return self._left_in_stream()
-        with self._recalling:
+        with self._shared:
             self._empty()
             tasks = list(self._came_back)
             self._came_back.clear()
@@ -241,10 +284,12 @@ class Worker:
         with contextlib.suppress(LinkDown, IndexError):
             while self._unread.fill(_NOW):
                 data, fds = self._unread.inbox[0]
-                loads = wire.decode_for_worker(data).loads
-                self._came_back.update(dict.fromkeys(load.task for load in loads))
+                run = wire.decode_for_worker(data)
+                self._came_back.update(dict.fromkeys(load.task for load in run.loads))
                 del self._unread.inbox[0]
                 discard(fds)
+                if run.asked:
+                    self._unread.send(wire.encode_ring(run.loads[0].task), (), _NOW)
 
     def _left_in_stream(self) -> list[int]:
         """As `take_back`, where only a dead worker's packets can be told from each other.
@@ -275,12 +320,17 @@ class Worker:
 
     def close(self) -> None:
         """Close our ends, when its process has ended."""
-        if self.slot is not None:
-            self._journals.give_back(self.slot)
-            self.slot = None
         self._forget_received()
-        with self._recalling:
-            for link in (self._inbox, self._unread, self.outbox):
+        with self._shared:
+            if self.slot is not None:
+                self._journals.give_back(self.slot)
+                self.slot = None
+            if self._answers:
+                with contextlib.suppress(LinkDown):
+                    self._unread.send(_NO_ANSWERS, (), _NOW)
+            else:
+                self._inbox.close()
+            for link in (self._unread, self.outbox):
                 link.close()
 
 

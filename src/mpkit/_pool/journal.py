@@ -11,6 +11,7 @@ anybody: a worker has never more tasks than its journal has room for reports.
 
     0   number of the parent's sleep, or 0 while it is awake
     8   bytes written by the worker of slot 0, of slot 1, ...
+    …   whether the parent is to be woken for what a caller has asked for, likewise
     …   the journals: records of four bytes of length, and so many bytes
 """
 
@@ -73,11 +74,15 @@ class Journal:
     def begin(self) -> None:
         """Make ready to write, in the worker."""
         view = memoryview(self._shared)
-        self._counts = view[: 8 * (1 + self._slots)].cast("Q")
+        self._counts = view[: 8 * (1 + 2 * self._slots)].cast("Q")
+        self._wanted = 1 + self._slots + self._slot
         self._records = view[_start(self._slot, self._slots) :][:_SIZE]
 
-    def write(self, record: bytes) -> bool:
-        """Add a record; tell whether the parent sleeps, and is to be woken, once for each sleep."""
+    def write(self, record: bytes, *, asked: bool = False) -> bool:
+        """Add a record; tell whether the parent sleeps, and is to be woken, once for each sleep.
+
+        It is not for what a caller has ``asked`` for, who reads it himself, unless it wants that.
+        """
         size = _LENGTH.size + len(record)
         place = self._written % _SIZE
         if place + size > _SIZE:
@@ -92,7 +97,7 @@ class Journal:
         self._counts[1 + self._slot] = self._written
         _in_order()
         sleep = self._counts[0]
-        if sleep in (0, self._woken):
+        if sleep in (0, self._woken) or (asked and not self._counts[self._wanted]):
             return False
         self._woken = sleep
         return True
@@ -109,12 +114,15 @@ def _arrive(copy: Any, slot: int, slots: int) -> Journal:
 
 def _start(slot: int, slots: int) -> int:
     """Return where a journal begins; behind the last one the memory ends."""
-    head = -(-8 * (1 + slots) // 4096) * 4096
+    head = -(-8 * (1 + 2 * slots) // 4096) * 4096
     return head + slot * _SIZE
 
 
 class Journals:
-    """The journals of all workers, as their parent has them. For the supervisor's thread only."""
+    """The journals of all workers, as their parent has them.
+
+    For the supervisor's thread only, but `written` and `since`.
+    """
 
     def __init__(self, slots: int, *, forks: bool) -> None:
         self._slots = slots
@@ -129,7 +137,7 @@ class Journals:
         if self._shared is None:
             raise MemoryError(f"there is no room for a map of {size:,} bytes")
         view = memoryview(self._shared)
-        self._counts = view[: 8 * (1 + slots)].cast("Q")
+        self._counts = view[: 8 * (1 + 2 * slots)].cast("Q")
         self._written = view[8 : 8 * (1 + slots)]
         self._records = view
         self._seen = bytes(8 * slots)
@@ -143,6 +151,7 @@ class Journals:
             return None
         slot = self._free.pop()
         self._read[slot] = self._counts[1 + slot] = 0
+        self.want(slot, False)
         # Or a worker that has written as much as the one before it would have written nothing.
         place = 8 * slot
         self._seen = self._seen[:place] + bytes(8) + self._seen[place + 8 :]
@@ -160,9 +169,26 @@ class Journals:
 
     def read(self, slot: int) -> list[bytes]:
         """Return the records that were not read."""
-        records: list[bytes] = []
-        read, written = self._read[slot], self._counts[1 + slot]
+        written = self.written(slot)
+        records = self._between(slot, self._read[slot], written)
+        self._read[slot] = written
+        return records
+
+    def written(self, slot: int) -> int:
+        """Return how much a worker has written."""
+        written = self._counts[1 + slot]
         _in_order()
+        return written
+
+    def since(self, slot: int, read: int) -> list[bytes]:
+        """Return the records behind ``read``, or none if they are being written over."""
+        records = self._between(slot, read, self.written(slot))
+        # Behind what is written now there may be a part of another one.
+        written_over = self.written(slot) - read > _SIZE - 2 * (MOST_BYTES + _LENGTH.size)
+        return [] if written_over else records
+
+    def _between(self, slot: int, read: int, written: int) -> list[bytes]:
+        records: list[bytes] = []
         start = _start(slot, self._slots)
         while read < written:
             first = read % _SIZE
@@ -177,8 +203,11 @@ class Journals:
                 place = begin + length
                 records.append(piece[begin:place])
             read += len(piece)
-        self._read[slot] = written
         return records
+
+    def want(self, slot: int, wanted: bool) -> None:
+        """Be woken, or not, for what a caller has asked the worker of this slot for."""
+        self._counts[1 + self._slots + slot] = wanted
 
     def unread(self, slot: int) -> bool:
         """Tell whether there is something to read."""

@@ -4,28 +4,52 @@ To wake the supervisor for a task takes as long as to wake the worker. So it lea
 which workers are idle, while nothing waits, and a caller may take one and send it a task.
 The supervisor learns of that when it has something to do anyway: at the latest when that
 worker reports, or dies.
+
+A caller who waits for nothing but that task (`asked.Asked`) reads the report himself, when the
+worker rings back, and lets the next caller have the worker. Then the supervisor sleeps on, and
+catches up with `ENOUGH_UNHEARD` of them at a time.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mpkit._pool.crew import Worker
     from mpkit._pool.ledger import Entry
+    from mpkit._pool.wire import Done
+
+#: Of so many tasks the supervisor need not have heard. (To wake it costs as much as a task.)
+ENOUGH_UNHEARD = 32
+
+#: And of no more than so many, whatever it is busy with: there is no room for their reports in
+#: the journal of a worker.
+MOST_UNHEARD = 2 * ENOUGH_UNHEARD
 
 
-class Handed(NamedTuple):
+class Handed:
     """A task that a caller has sent to a worker, or was about to."""
 
-    entry: Entry
-    worker: int
-    #: Not empty if it was sent.
-    receipt: list[int]
+    __slots__ = ("asked", "entry", "heard", "number", "offered", "receipt", "since", "worker")
+
+    def __init__(self, entry: Entry, number: int, worker: Worker, *, asked: bool) -> None:
+        self.entry = entry
+        self.number = number
+        self.worker = worker
+        #: Whether the caller waits for the answer.
+        self.asked = asked
+        #: Where that will be in the worker's journal.
+        self.since = worker.written()
+        #: Not empty if it was sent.
+        self.receipt: list[int] = []
+        #: Whether the supervisor has heard of it, or wants the worker.
+        self.heard = False
+        #: Whether the next caller may have the worker, as soon as this one listens no more.
+        self.offered = False
 
 
 class Shortcut:
@@ -34,6 +58,8 @@ class Shortcut:
     def __init__(self) -> None:
         self._idle: dict[int, Worker] = {}
         self._handed: deque[Handed] = deque()
+        #: What callers wait for, by worker: one at a time can listen.
+        self._asked: dict[int, Handed] = {}
         self._closed = False
         # Held while a worker is taken and a task sent to it. Re-entrant: a signal handler may
         # submit one, too.
@@ -45,23 +71,40 @@ class Shortcut:
         """Return how many tasks were sent of which the supervisor does not know."""
         return len(self._handed)
 
-    def send(self, entry: Entry) -> bool | None:
+    def send(self, entry: Entry, *, asked: bool) -> Handed | None:
         """Send a task to a worker that is idle; None if there is none.
 
-        False if it could not be sent; then, and if a signal handler raises in here, the
-        supervisor finds it as if it had been submitted.
+        If it has no receipt it could not be sent; then, and if a signal handler raises in here,
+        the supervisor finds it as if it had been submitted.
         """
         if not self._idle:
             return None
         with self._sending:
-            if self._closed or not self._idle:
+            if self._closed or not self._idle or len(self._handed) >= MOST_UNHEARD:
                 return None
             number, worker = self._idle.popitem()
             entry.task.set_running_or_notify_cancel()
-            handed = Handed(entry, number, [])
+            handed = Handed(entry, number, worker, asked=asked)
             self._handed.append(handed)  # first, so that it is known before it is reported
-            worker.hand(entry.task.number, entry.head, handed.receipt)
-        return bool(handed.receipt)
+            worker.hand(entry.task.number, entry.head, handed.receipt, asked=asked)
+        return handed
+
+    def answer(self, handed: Handed) -> Done | None:
+        """Wait for the answer to what was sent; None if the supervisor will have it."""
+        number, done = handed.number, None
+        with self._sending:
+            if number in self._asked:  # a later one: then the supervisor has offered it meanwhile
+                return None
+            self._asked[number] = handed
+        try:
+            done = handed.worker.answer(handed.entry.task.number, handed.since)
+        finally:
+            with self._sending:
+                del self._asked[number]
+                done_unheard = done is not None and not handed.heard
+                if (handed.offered or done_unheard) and not self._closed:
+                    self._idle[number] = handed.worker
+        return done
 
     def close(self) -> None:
         """Send nothing any more."""
@@ -71,7 +114,7 @@ class Shortcut:
 
     def find(self, task: int) -> Handed | None:
         """Return a task that was sent, if the supervisor does not know of it yet."""
-        found = [handed for handed in list(self._handed) if handed.entry.task.number == task]
+        found = [it for it in list(self._handed) if it.entry.task.number == task]
         return found[0] if found else None
 
     # called by the supervisor
@@ -85,22 +128,31 @@ class Shortcut:
         if number in self._idle:
             return
         with self._sending:
-            if not self._is_taken(number):
+            if self._taken(number):
+                return
+            if number in self._asked:
+                self._asked[number].offered = True
+            else:
                 self._idle[number] = worker
 
     def withdraw(self, number: int) -> bool:
         """Let no caller have a worker any more; False if one had it, as `handed` will tell."""
         with self._sending:
             self._idle.pop(number, None)
-            return not self._is_taken(number)
+            taken = self._taken(number)
+            asked = [self._asked[number]] if number in self._asked else []
+            for handed in taken + asked:
+                handed.heard, handed.offered = True, False
+            return not taken
 
-    def _is_taken(self, number: int) -> bool:
-        return any(handed.worker == number for handed in self._handed)
+    def _taken(self, number: int) -> list[Handed]:
+        return [handed for handed in self._handed if handed.number == number]
 
     def handed(self) -> Iterator[Handed]:
         """Yield what callers have taken upon themselves."""
         while self._handed:
             handed = self._handed.popleft()
             with self._sending:
-                """Whoever is in the midst of it has sent it then, or will not."""
+                # Whoever is in the midst of it has sent it then, or will not.
+                handed.heard = True
             yield handed

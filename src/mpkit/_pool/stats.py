@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
@@ -69,7 +70,10 @@ class _Record:
 
 
 class Recorder:
-    """Notes what happens in a pool. Written by one thread, read by any."""
+    """Notes what happens in a pool. Written by one thread, read by any.
+
+    But `task_ended` is for any thread.
+    """
 
     def __init__(self) -> None:
         self.submitted: int = 0
@@ -81,6 +85,8 @@ class Recorder:
         self.restarts: int = 0
         self._workers: dict[int, _Record] = {}
         self._traces: list[Trace] = []
+        # Held while an end is counted. Re-entrant: a signal handler may call a pool, too.
+        self._counting = threading.RLock()
 
     def worker_started(self, pid: int) -> None:
         """A worker was started."""
@@ -110,15 +116,16 @@ class Recorder:
 
     def task_ended(self, pid: int, task: Named, began: float, ended: float, failed: bool) -> None:
         """A worker reported a task; the times are those of `time.monotonic`."""
-        worker = self._workers[pid]
-        worker.tasks += 1
-        worker.busy += ended - began
-        self.done += 1
-        if failed:
-            worker.failed += 1
-            self.failed += 1
-        for trace in self._traces:
-            trace.span(pid, task.name, began, ended, failed)
+        with self._counting:
+            worker = self._workers[pid]
+            worker.tasks += 1
+            worker.busy += ended - began
+            self.done += 1
+            if failed:
+                worker.failed += 1
+                self.failed += 1
+            for trace in self._traces:
+                trace.span(pid, task.name, began, ended, failed)
 
     def stats(self) -> Stats:
         """Return what was noted until now."""

@@ -26,13 +26,14 @@ from mpkit import _fork, _outcome
 from mpkit._platform import descriptors
 from mpkit._pool import wire
 from mpkit._pool.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
+from mpkit._pool.asked import Asked
 from mpkit._pool.crew import Worker
 from mpkit._pool.dispatch import Dispatch
 from mpkit._pool.journal import Journals
 from mpkit._pool.ledger import Entry, Ledger
 from mpkit._pool.mailbox import Mailbox
 from mpkit._pool.schedule import Schedule
-from mpkit._pool.shortcut import Shortcut
+from mpkit._pool.shortcut import ENOUGH_UNHEARD, Shortcut
 from mpkit._pool.verdict import Verdict
 from mpkit._pool.warden import Warden
 from mpkit._process import GRACE
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from mpkit._call import Call
     from mpkit._parcel import Parcel
     from mpkit._pool.actions import Action
+    from mpkit._pool.shortcut import Handed
     from mpkit._pool.stats import Recorder
     from mpkit._pool.task import Task
 
@@ -140,12 +142,26 @@ class Supervisor:
         """Have a call run, which `packing.pack` has made."""
         entry = Entry(task, head, parcel)
         if parcel is None and task.options.timeout is None:
-            sent = self._shortcut.send(entry)
-            if sent is not None:
-                if not sent:
+            asked = isinstance(task, Asked) and self._memory_limit is None
+            handed = self._shortcut.send(entry, asked=asked)
+            if handed is not None:
+                if handed.receipt and isinstance(task, Asked) and asked:
+                    task.answer = functools.partial(self._answer, task, handed)
+                if not handed.receipt or len(self._shortcut) >= ENOUGH_UNHEARD:
                     self._mailbox.wake()
                 return
         self._mailbox.submit(entry)
+
+    def _answer(self, task: Asked[Any], handed: Handed) -> wire.Done | None:
+        """Wait for the answer to a task, in the thread that has asked; None if it is not its."""
+        done = self._shortcut.answer(handed)
+        if done is None:
+            self._mailbox.wake()  # of what it does not know it would not be woken
+            return None
+        if not task.claim():
+            return None
+        self._recorder.task_ended(handed.worker.pid, task, done.began, done.ended, False)
+        return done
 
     def close(self) -> None:
         """No more calls will come: have the workers leave when all are done."""
@@ -183,8 +199,8 @@ class Supervisor:
         It may have been sent again by now: then the caller looks once more.
         """
         entry = self._ledger.get(task.number)
-        handed = self._shortcut.find(task.number) if entry is None else entry
-        number = None if handed is None else handed.worker
+        handed = self._shortcut.find(task.number) if entry is None else None
+        number = handed.number if handed else entry.worker if entry else None
         worker = None if number is None else self._crew.get(number)
         if worker is None or number is None:
             return False
@@ -271,16 +287,19 @@ class Supervisor:
         """Take in what callers have submitted, and what they have sent to idle workers."""
         for entry in self._mailbox.submissions():
             self._submitted(entry)
-        for entry, number, receipt in self._shortcut.handed():
+        for handed in self._shortcut.handed():
+            entry, number = handed.entry, handed.number
             task = entry.task
-            if not receipt or number not in self._crew:
+            if not handed.receipt or number not in self._crew:
                 task.wait_again()
                 self._submitted(entry)
                 continue
             self._recorder.submitted += 1
             self._ledger.add(entry)
             self._schedule.handed(number, task.number, priority=task.options.priority)
-            self._ledger.sent(task.number, number, self._crew[number].pid)
+            self._ledger.sent(task.number, number, handed.worker.pid)
+            if handed.asked:
+                handed.worker.wants(True)
 
     def _submitted(self, entry: Entry) -> None:
         self._recorder.submitted += 1
@@ -294,7 +313,9 @@ class Supervisor:
         """Let callers have the workers that have nothing to do."""
         if descriptors.HAS_PACKETS:  # of what is in a stream the supervisor keeps count
             for number in self._schedule.idle_workers():
-                self._shortcut.offer(number, self._crew[number])
+                worker = self._crew[number]
+                worker.wants(False)
+                self._shortcut.offer(number, worker)
 
     def _take_back(self, number: int) -> None:
         """Put what a worker has not taken where others can have it."""
@@ -353,6 +374,9 @@ class Supervisor:
         worker.reported(done.task)
         failed = done.kind == _outcome.FAILED
         task = self._ledger[done.task].task
+        if isinstance(task, Asked) and not (failed or task.claim()):
+            self._ledger.settle(done.task, None, None)  # its caller has read it
+            return
         self._recorder.task_ended(worker.pid, task, done.began, done.ended, failed)
         if self._memory_limit is not None and done.resident > self._memory_limit:
             self._retire(number)
@@ -401,6 +425,7 @@ class Supervisor:
                     if self._shortcut.withdraw(number):
                         self._dispatch.send(number, tasks)
                     else:  # they are sent when it reports what it was sent meanwhile
+                        self._take_in()  # or it would report that to its caller only
                         self._dispatch.returned(number, tasks)
                 case Spawn():
                     self._spawn()

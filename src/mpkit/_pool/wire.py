@@ -1,7 +1,8 @@
 """What parent and worker say to each other: a closed set of messages, each one packet.
 
 Parent to worker: `Run`, and the end of the link: leave. Worker to parent: `Ready`,
-`InitFailed`, `Done` (also as a record of its journal), and `WAKE`. Both sides import this
+`InitFailed`, `Done` (also as a record of its journal), and `WAKE`; and to a caller who waits,
+back through the link by which it was asked, a ring. Both sides import this
 file, so they cannot disagree. A call inside a message is what `packing.pack` made, an outcome
 what `Parcel.seal` did; descriptors ride on the packet, which then has one task.
 """
@@ -22,9 +23,13 @@ class Load(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Run these tasks in this order, and report each before the next begins."""
+    """Run these tasks in this order, and report each before the next begins.
+
+    If they are ``asked`` for, by a caller who waits, ring back for each, too (`encode_ring`).
+    """
 
     loads: list[Load]
+    asked: bool
 
 
 class Ready(NamedTuple):
@@ -59,7 +64,7 @@ Report = Ready | InitFailed | Done
 #: A packet that says nothing: there is something to read in the journal.
 WAKE = b"w"
 
-_RUN, _READY, _INIT_FAILED, _DONE = b"r", b"y", b"i", b"d"
+_RUN, _ASK, _READY, _INIT_FAILED, _DONE = b"r", b"a", b"y", b"i", b"d"
 _COUNT = struct.Struct("=cH")
 _LOAD = struct.Struct("=QI")
 _DONE_HEADER = struct.Struct("=cQddQ")
@@ -73,9 +78,17 @@ ROOM = PACKET - _COUNT.size
 PER_LOAD = _LOAD.size
 
 
-def encode_run(loads: list[Load]) -> bytes:
+_RING = struct.Struct("=Q")
+
+
+def encode_ring(task: int) -> bytes:
+    """Return the packet that tells a caller that its task is reported, or was taken back."""
+    return _RING.pack(task)
+
+
+def encode_run(loads: list[Load], *, asked: bool = False) -> bytes:
     """Return the packet of a `Run`."""
-    parts = [_COUNT.pack(_RUN, len(loads))]
+    parts = [_COUNT.pack(_ASK if asked else _RUN, len(loads))]
     for task, call in loads:
         parts += _LOAD.pack(task, len(call)), call
     return b"".join(parts)
@@ -98,7 +111,7 @@ def done_header(task: int, began: float, ended: float, resident: int) -> bytes:
 
 def decode_for_worker(data: bytes) -> Run:
     """Return the message in a packet that the parent sent."""
-    _, count = _COUNT.unpack_from(data)
+    kind, count = _COUNT.unpack_from(data)
     loads: list[Load] = []
     offset = _COUNT.size
     for _ in range(count):
@@ -106,7 +119,7 @@ def decode_for_worker(data: bytes) -> Run:
         offset += _LOAD.size
         loads.append(Load(task, data[offset : offset + length]))
         offset += length
-    return Run(loads)
+    return Run(loads, kind == _ASK)
 
 
 def decode_for_parent(data: bytes) -> Report:

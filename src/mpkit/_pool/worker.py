@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _state: dict[str, Any] = {}
 
+_NOW = _wait.Deadline(0)
+
 
 def worker_state() -> dict[str, Any]:
     """Return the dictionary of the worker that runs this task; it lives as long as the worker.
@@ -57,7 +59,7 @@ def main(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     stdlib.allow_interrupts()  # which were held while we began
-    reports = Reports(outbox, journal, report_memory)
+    reports = Reports(inbox, outbox, journal, report_memory)
     try:
         if init is not None and not _initialized(init, reports):
             return
@@ -70,8 +72,11 @@ def main(
             packet = inbox.receive()
             assert packet is not None  # there is no deadline
             data, fds = packet
-            for load in wire.decode_for_worker(data).loads:
-                reports.done(load.task, *_run(load, fds))
+            run = wire.decode_for_worker(data)
+            for load in run.loads:
+                reports.done(load.task, *_run(load, fds), asked=run.asked)
+                if run.asked:
+                    reports.ring(load.task)
     except LinkDown:  # there is no more to do, or the pool is gone
         return
 
@@ -123,7 +128,11 @@ def _identity(fd: int) -> tuple[int, int] | None:
 class Reports:
     """What a worker says: what is small in its journal, all else by its link, in one order."""
 
-    def __init__(self, outbox: Link, journal: Journal | None, report_memory: bool) -> None:
+    def __init__(
+        self, inbox: Link, outbox: Link, journal: Journal | None, report_memory: bool
+    ) -> None:
+        self._inbox = inbox
+        self._bell = _identity(inbox.fd)
         self._outbox = outbox
         self._connection = _identity(outbox.fd)
         self._journal = journal
@@ -136,13 +145,15 @@ class Reports:
         self._outbox.send(data, fds)
         self._sent()
 
-    def done(self, task: int, began: float, ended: float, kind: bytes, parcel: Parcel) -> None:
-        """Report what became of a task."""
+    def done(
+        self, task: int, began: float, ended: float, kind: bytes, parcel: Parcel, *, asked: bool
+    ) -> None:
+        """Report what became of a task. A result that was ``asked`` for is the caller's to read."""
         resident = memory.resident_bytes() if self._report_memory else 0
         header = wire.done_header(task, began, ended, resident)
         if self._journal is not None and parcel.small(MOST_BYTES - len(header)):
             data, _ = parcel.seal(header + kind)
-            self._write(data)
+            self._write(data, asked=asked and kind == _outcome.DONE)
             return
         what, to = f"task {task}", "the process that has the pool"
         _outcome.send(self._outbox, header, kind, parcel, what, to)
@@ -152,11 +163,18 @@ class Reports:
         """Note where in the journal belongs what was sent."""
         self._write(b"")
 
-    def _write(self, record: bytes) -> None:
+    def ring(self, task: int) -> None:
+        """Tell who has asked for a task that it was reported."""
+        if _identity(self._inbox.fd) != self._bell:
+            raise LinkDown
+        # If nobody takes what we say, there is no room, and nobody waits.
+        self._inbox.send(wire.encode_ring(task), (), _NOW)
+
+    def _write(self, record: bytes, *, asked: bool = False) -> None:
         if _identity(self._outbox.fd) != self._connection:
             # It would hear of no other task. It could write its journal still, but what becomes
             # of a task is not to depend on how large its result is; and what has the number of
             # our descriptor by now may be somebody's connection to anything.
             raise LinkDown
-        if self._journal is not None and self._journal.write(record):
+        if self._journal is not None and self._journal.write(record, asked=asked):
             self._outbox.send(wire.WAKE, ())

@@ -1,0 +1,300 @@
+"""A caller of `apply` hears from its worker itself, whatever becomes of that meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mpkit
+from mpkit._platform import descriptors
+from mpkit._pool.shortcut import ENOUGH_UNHEARD, MOST_UNHEARD
+from tests import poolwork
+from tests.support import PATIENCE, python, stopped, supervisor_held, supervisor_of, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif(
+    not descriptors.HAS_PACKETS, reason="of what is in a stream the supervisor keeps count"
+)
+
+
+def wait_for_an_offer(pool: mpkit.TaskPool) -> None:
+    supervisor = supervisor_of(pool)
+    until(lambda: supervisor._shortcut._idle)
+
+
+@pytest.fixture
+def pool(start_method: str) -> Iterator[mpkit.TaskPool]:
+    """One whose only worker has nothing to do, which its supervisor knows."""
+    with mpkit.TaskPool(1) as pool:
+        pool.submit(abs, -1).result(PATIENCE)
+        wait_for_an_offer(pool)
+        yield pool
+
+
+def in_a_thread(pool: mpkit.TaskPool, *call: Any) -> Any:
+    """Have another thread `apply`; return the future of that."""
+    executor = ThreadPoolExecutor(1)
+    future = executor.submit(pool.apply, call[0], call[1:])
+    executor.shutdown(wait=False)
+    return future
+
+
+class Unpickled:
+    """Counts how often it is, in a process."""
+
+    times = 0
+
+    def __init__(self, here: int) -> None:
+        self.here = here
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        Unpickled.times += 1
+        self.__dict__.update(state)
+
+
+def test_the_supervisor_sleeps_on(pool: mpkit.TaskPool) -> None:
+    with supervisor_held(pool):
+        for number in range(ENOUGH_UNHEARD - 1):
+            assert pool.apply(poolwork.square, (number,)) == number**2
+    stats = pool.stats()
+    assert stats.submitted == stats.done == stats.workers[0].tasks == ENOUGH_UNHEARD
+
+
+def test_it_catches_up_with_many(pool: mpkit.TaskPool) -> None:
+    for number in range(10 * ENOUGH_UNHEARD):
+        assert pool.apply(poolwork.square, (number,)) == number**2
+    until(lambda: len(supervisor_of(pool)._shortcut) < ENOUGH_UNHEARD)
+    assert pool.stats().done == 1 + 10 * ENOUGH_UNHEARD
+
+
+def test_one_that_is_busy_is_waited_for_before_there_is_no_room(pool: mpkit.TaskPool) -> None:
+    def ask(count: int) -> None:
+        for number in range(count):
+            assert pool.apply(bytes, (300,)) == bytes(300), number
+
+    thread = threading.Thread(target=ask, args=(5 * MOST_UNHEARD,))
+    with supervisor_held(pool):
+        thread.start()
+        until(lambda: len(supervisor_of(pool)._mailbox))
+        assert len(supervisor_of(pool)._shortcut) == MOST_UNHEARD
+    thread.join(PATIENCE)
+    assert pool.stats().done == 1 + 5 * MOST_UNHEARD
+
+
+def test_a_result_is_unpickled_once(pool: mpkit.TaskPool) -> None:
+    before = Unpickled.times
+    for number in range(3 * MOST_UNHEARD):
+        assert pool.apply(Unpickled, (number,)).here == number
+    assert pool.submit(abs, -1).result(PATIENCE) == 1  # behind which all were heard of
+    assert Unpickled.times - before == 3 * MOST_UNHEARD
+
+
+@pytest.mark.parametrize("size", [0, 100, 1000, 10**6])
+def test_results_of_all_sizes_come(pool: mpkit.TaskPool, size: int) -> None:
+    for _ in range(5):
+        assert pool.apply(bytes, (size,)) == bytes(size)
+
+
+def test_what_fails_is_told_by_the_supervisor(pool: mpkit.TaskPool) -> None:
+    for _ in range(3):
+        with pytest.raises(ValueError, match="invalid literal") as raised:
+            pool.apply(int, ("x",))
+        assert isinstance(raised.value.__cause__, mpkit.RemoteTraceback)
+        with pytest.raises(mpkit.NotPicklable, match="the result of task"):
+            pool.apply(threading.Lock)
+    assert pool.stats().failed == 6
+
+
+def test_a_result_that_cannot_be_unpickled_says_so(pool: mpkit.TaskPool) -> None:
+    with pytest.raises(Exception, match="arrival") as raised:
+        pool.apply(poolwork.return_a_bad_arrival, ("raise",))
+    assert "unpickled" in "".join(raised.value.__notes__)
+    assert pool.apply(abs, (-1,)) == 1
+
+
+def test_a_worker_that_dies_is_told_of(pool: mpkit.TaskPool) -> None:
+    for _ in range(3):
+        with pytest.raises(mpkit.WorkerDied, match="SIGKILL"):
+            pool.apply(poolwork.die, ("SIGKILL",))
+        assert pool.apply(abs, (-1,)) == 1
+
+
+def test_what_is_taken_back_from_its_worker_is_sent_again(pool: mpkit.TaskPool) -> None:
+    pid = pool.stats().workers[0].pid
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: stopped(pid))
+    supervisor = supervisor_of(pool)
+    asked = in_a_thread(pool, abs, -7)
+    until(lambda: len(supervisor._shortcut))
+    (number,) = supervisor._crew
+    supervisor.tell(lambda: supervisor._take_back(number))
+    until(lambda: not len(supervisor._shortcut))
+    os.kill(pid, signal.SIGCONT)
+    assert asked.result(PATIENCE) == 7
+
+
+def test_who_waits_is_woken_when_what_waits_is_cancelled(pool: mpkit.TaskPool) -> None:
+    pid = pool.stats().workers[0].pid
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: stopped(pid))
+    asked = in_a_thread(pool, abs, -7)
+    until(lambda: len(supervisor_of(pool)._shortcut))
+    supervisor_of(pool).cancel_waiting()
+    with pytest.raises(CancelledError):
+        asked.result(PATIENCE)
+    os.kill(pid, signal.SIGCONT)
+    assert pool.apply(abs, (-1,)) == 1
+
+
+def test_who_waits_is_woken_when_the_pool_is_terminated(start_method: str) -> None:
+    with mpkit.TaskPool(1) as pool:
+        pool.submit(abs, -1).result(PATIENCE)
+        wait_for_an_offer(pool)
+        began = mpkit.Signal()
+        asked = in_a_thread(pool, poolwork.sleep_for_ever, began)
+        assert began.wait(PATIENCE)
+        pool.terminate()
+        with pytest.raises(mpkit.WorkerDied, match="stopped with its pool"):
+            asked.result(PATIENCE)
+
+
+def test_a_pool_that_is_closed_waits_for_it(start_method: str) -> None:
+    with mpkit.TaskPool(1) as pool:
+        pool.submit(abs, -1).result(PATIENCE)
+        wait_for_an_offer(pool)
+        began, go = mpkit.Signal(), mpkit.Signal()
+        asked = in_a_thread(pool, poolwork.tell_and_wait, began, go)
+        assert began.wait(PATIENCE)
+        pool.close()
+        until(lambda: not len(supervisor_of(pool)._shortcut))
+        go.set()
+        pool.join()
+        assert asked.result(PATIENCE)
+
+
+def test_others_get_the_worker_of_what_the_supervisor_has_heard_of(pool: mpkit.TaskPool) -> None:
+    """It is woken for that, then: it has something to send."""
+    began, go = mpkit.Signal(), mpkit.Signal()
+    asked = in_a_thread(pool, poolwork.tell_and_wait, began, go)
+    assert began.wait(PATIENCE)
+    waiting = pool.submit(abs, -3)
+    until(lambda: not len(supervisor_of(pool)._shortcut))
+    go.set()
+    assert waiting.result(PATIENCE) == 3
+    assert asked.result(PATIENCE)
+
+
+def test_who_is_taken_when_it_is_to_be_sent_something_reports(
+    pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor had not heard of what it was asked for, and slept when that was done."""
+    began, go = mpkit.Signal(), mpkit.Signal()
+    shortcut = supervisor_of(pool)._shortcut
+    withdraw, asked = shortcut.withdraw, []
+
+    def late(number: int) -> Any:
+        if not asked:
+            shortcut._idle[number] = supervisor_of(pool)._crew[number]
+            asked.append(in_a_thread(pool, poolwork.tell_and_wait, began, go))
+            until(lambda: len(shortcut))
+        return withdraw(number)
+
+    monkeypatch.setattr(shortcut, "withdraw", late)
+    idle = shortcut._idle.copy()
+    shortcut._idle.clear()
+    waiting = pool.submit(abs, -3)
+    assert began.wait(PATIENCE)
+    until(lambda: not len(shortcut))
+    go.set()
+    assert waiting.result(PATIENCE) == 3
+    assert asked[0].result(PATIENCE)
+    assert idle
+
+
+def test_a_worker_that_grows_is_replaced_at_once(start_method: str) -> None:
+    """With a limit the supervisor has to see each report."""
+    with mpkit.TaskPool(1, memory_limit=1) as pool:
+        assert len({pool.apply(poolwork.pid_of_worker) for _ in range(4)}) == 4
+
+
+def test_a_late_answer_is_not_the_next_ones(pool: mpkit.TaskPool) -> None:
+    """Who has asked was interrupted, and the worker rings all the same."""
+    said, _ = python(INTERRUPTED).communicate(timeout=PATIENCE)
+    assert said == "interrupted\n" + "9\n" * 3
+
+
+INTERRUPTED = """
+import os, signal, threading
+import mpkit
+from tests import poolwork
+from tests.support import PATIENCE, supervisor_of, until
+
+if __name__ == "__main__":
+    with mpkit.TaskPool(1) as pool:
+        pool.submit(abs, -1).result(PATIENCE)
+        until(lambda: supervisor_of(pool)._shortcut._idle)
+        began, go = mpkit.Signal(), mpkit.Signal()
+        threading.Thread(
+            target=lambda: (began.wait(), os.kill(os.getpid(), signal.SIGINT), go.set())
+        ).start()
+        try:
+            pool.apply(poolwork.tell_and_wait, (began, go))
+            go.wait()  # it may come a little later
+        except KeyboardInterrupt:
+            print("interrupted")
+        for _ in range(3):
+            print(pool.apply(poolwork.square, (3,)))
+"""
+
+
+def test_a_callback_of_the_pool_cannot_wait_for_it(pool: mpkit.TaskPool) -> None:
+    found: list[BaseException] = []
+
+    def call(_: object) -> None:
+        try:
+            pool.apply(abs, (-1,))
+        except RuntimeError as error:
+            found.append(error)
+
+    pool.apply_async(abs, (-1,), callback=call).get(PATIENCE)
+    assert "callback" in str(found[0])
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["ask", "submit", "fail", "die"]), max_size=40), max_size=4)
+)
+def test_whoever_asks_gets_his_own_answer(programs: list[list[str]]) -> None:
+    """Threads that ask, submit, fail and kill on the same few workers."""
+    with mpkit.TaskPool(2) as pool:
+
+        def run(program: list[str], first: int) -> None:
+            for number, step in enumerate(program, first):
+                if step == "ask":
+                    assert pool.apply(poolwork.square, (number,)) == number**2
+                elif step == "submit":
+                    assert pool.submit(poolwork.square, number).result(PATIENCE) == number**2
+                elif step == "fail":
+                    with pytest.raises(ValueError, match=str(number)):
+                        pool.apply(int, (f"x{number}",))
+                else:
+                    with pytest.raises(mpkit.WorkerDied):
+                        pool.apply(poolwork.die, ("SIGKILL",))
+
+        with ThreadPoolExecutor(5) as executor:
+            ran = [executor.submit(run, program, 1000 * n) for n, program in enumerate(programs)]
+            for future in ran:
+                future.result(PATIENCE)
+    wanted = [step for program in programs for step in program]
+    stats = pool.stats()
+    assert (stats.submitted, stats.lost) == (len(wanted), wanted.count("die"))
+    assert stats.done == len(wanted) - wanted.count("die")
