@@ -158,7 +158,7 @@ class Machine:
         until = self._now
         while self._reports and self._reports[0][0] <= until:
             _, _, number, task = heapq.heappop(self._reports)
-            self._schedule.finished(number, task, self._lengths[task])
+            self._schedule.finished(number, [task], self._lengths[task])
             self._message()
             count += 1
         return count

@@ -191,7 +191,7 @@ def _decision(workers: int, tasks: int) -> float:
 
     def report() -> None:
         number = max(held, key=lambda worker: len(held[worker]))
-        schedule.finished(number, held[number].popleft(), 1e-4)
+        schedule.finished(number, [held[number].popleft()], 1e-4)
 
     schedule.submitted(0)
     act()

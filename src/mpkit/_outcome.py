@@ -110,8 +110,13 @@ def unpack_result(what: Name, data: bytes, fds: list[int], start: int = 0) -> An
     try:
         return _parcel.unpack(data, fds, start)
     except BaseException as error:
-        error.add_note(f"(raised here while the result of {_pickling.text(what)} was unpickled)")
+        note_unpickling(error, _pickling.text(what))
         raise
+
+
+def note_unpickling(error: BaseException, what: str) -> None:
+    """Have an error say that it was raised while a result was unpickled."""
+    error.add_note(f"(raised here while the result of {what} was unpickled)")
 
 
 class Raised(NamedTuple):

@@ -288,7 +288,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             task = worker.taken.popleft()
             assert self.schedule.running(number) == task
             self.short_ones |= seconds < SEND_AHEAD_BELOW
-            assert self.schedule.finished(number, task, seconds)
+            assert self.schedule.finished(number, [task, -1], seconds) == 1, "which it never had"
             if ends == "well":
                 self.ran[task] += 1
                 self.end(task, "finished")

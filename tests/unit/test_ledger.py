@@ -19,7 +19,7 @@ def test_a_callback_may_have_all_settled_that_are_being_settled(running: bool) -
     ledger = Ledger()
     tasks: list[Task[Any]] = [Task("task", Options()) for _ in range(3)]
     for task in tasks:
-        ledger.add(Entry(task, b"", None))
+        ledger.add([Entry(task, b"", None)])
         task.add_done_callback(lambda _: ledger.settle_all("was stopped again"))
         if running:
             assert ledger.begin(task.number)

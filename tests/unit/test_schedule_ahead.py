@@ -12,7 +12,7 @@ def test_a_worker_that_had_enough_gets_more_when_more_has_come() -> None:
     act(schedule, set())
     schedule.submitted(0)
     assert act(schedule, set()) == [0]
-    schedule.finished(0, 0, seconds=1e-6)
+    schedule.finished(0, [0], seconds=1e-6)
     sent: list[int] = []
     for task in (1, 2, 3):
         schedule.submitted(task)

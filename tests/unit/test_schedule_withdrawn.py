@@ -33,7 +33,7 @@ def test_a_worker_gets_the_first_task_that_was_not_cancelled(alone: bool) -> Non
     assert act(schedule, set()) == [0]
     for task in range(1, 6):
         schedule.submitted(task, alone=alone)
-    schedule.finished(0, 0, seconds=1.0)
+    schedule.finished(0, [0], seconds=1.0)
     assert act(schedule, {1, 2, 3}) == [4]
 
 
@@ -53,7 +53,7 @@ def test_a_priority_of_its_own_for_each_task_leaves_nothing_behind() -> None:
     for task in range(20):
         schedule.submitted(task, priority=task)
         assert act(schedule, set()) == [task]
-        schedule.finished(0, task, seconds=1.0)
+        schedule.finished(0, [task], seconds=1.0)
     assert not schedule._queues
 
 

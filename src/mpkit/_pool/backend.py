@@ -136,7 +136,8 @@ class Inline(NoControl):
                 value = call.fn(*call.args, **call.kwargs)
             except Exception as raised:  # noqa: BLE001  to be raised by the task
                 error = raised
-            self.recorder.task_ended(os.getpid(), task, began, time.monotonic(), error is not None)
+            span = task, began, time.monotonic(), error is not None
+            self.recorder.tasks_ended(os.getpid(), [span])
             if error is None:
                 task.set_result(value)
             elif not _tries_again(task, error):

@@ -152,10 +152,8 @@ class Worker:
                     self._inbox.close()
                 else:
                     records = self._journals.since(slot, since)
-        done = wire.decode_for_parent(records[0]) if records and records[0] else None
-        if isinstance(done, wire.Done) and (done.task, done.kind) == (task, _outcome.DONE):
-            return done
-        return None
+        done = wire.decode_done(records[0]) if records and records[0] else None
+        return done if done and (done.task, done.kind) == (task, _outcome.DONE) else None
 
     def wants(self, wanted: bool) -> None:
         """Have it wake us for what it was asked for, too, or not."""
@@ -198,12 +196,16 @@ class Worker:
         if self.slot is not None:
             records = self._records
             records += self._journals.read(self.slot)
-            while records:  # of which those who are in the midst of it may read some
-                record = records.popleft()
+            while records:  # of which who is in the midst of it may have read some
+                dones: list[Done] = []
+                while records and records[0]:
+                    dones.append(wire.decode_done(records.popleft()))
                 # Nobody else writes there, so this is to be believed of one that babbles, too.
-                if record:
-                    yield wire.decode_for_parent(record), []
-                elif not self.babbles and (self._received or self._receive()):
+                if dones:
+                    yield dones, []
+                    continue
+                del records[0]
+                if not self.babbles and (self._received or self._receive()):
                     yield self._received.popleft()
         # What it was killed or cut off before it could note is the last that it has said.
         while self._received and (self.slot is None or self.hung_up):
@@ -309,13 +311,13 @@ class Worker:
             unread -= size
         return list(left)
 
-    def reported(self, task: int) -> None:
-        """It has done this task, the first of those that it has."""
-        self.bulky.discard(task)
-        if self._sent:
-            tasks = self._sent[0][1]
-            tasks.remove(task)
-            if not tasks:
+    def reported(self, tasks: Sequence[int]) -> None:
+        """It has done these tasks, the first of those that it has."""
+        self.bulky.difference_update(tasks)
+        for task in tasks if self._sent else ():
+            sent = self._sent[0][1]
+            sent.remove(task)
+            if not sent:
                 self._sent.popleft()
 
     def close(self) -> None:

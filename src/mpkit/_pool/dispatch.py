@@ -82,8 +82,7 @@ class Dispatch:
         if not sent:
             self.returned(number, tasks)
             return
-        for task in tasks:
-            self._ledger.sent(task, number, worker.pid)
+        self._ledger.sent(tasks, number, worker.pid)
 
     def _cannot_send(self, number: int, task: int, error: OSError) -> None:
         """There are no descriptors, or there is no memory, to send a task.

@@ -10,7 +10,7 @@ from mpkit._errors import WorkerDied
 from mpkit._pool.task import report_callback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from mpkit._parcel import Parcel
     from mpkit._pool.task import Task
@@ -61,9 +61,9 @@ class Ledger:
         """Return the entry of a task, if it is not settled. Any thread may ask."""
         return self._entries.get(number)
 
-    def add(self, entry: Entry) -> None:
-        """A task was submitted."""
-        self._entries[entry.task.number] = entry
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Tasks were submitted."""
+        self._entries.update((entry.task.number, entry) for entry in entries)
 
     def begin(self, number: int) -> Entry | None:
         """A task is about to be sent; None if it was cancelled, and is forgotten now."""
@@ -72,20 +72,26 @@ class Ledger:
             entry.task.cancel()
         if entry.task.set_running_or_notify_cancel():
             return entry
-        self._forget(number)
+        del self._entries[number]
+        if entry.parcel is not None:
+            entry.parcel.close()
         return None
 
-    def sent(self, number: int, worker: int, pid: int) -> None:
-        """A task was sent to a worker: its time runs."""
-        entry = self._entries[number]
-        entry.worker, entry.pid = worker, pid
-        entry.task.attempts += 1
-        timeout = entry.task.options.timeout
-        if timeout is not None:
-            entry.deadline = time.monotonic() + timeout
-            heapq.heappush(self._deadlines, (entry.deadline, number))
-            if len(self._deadlines) > 2 * len(self._entries) + MOST_PASSED_OVER:
-                self._forget_deadlines()
+    def sent(self, numbers: Sequence[int], worker: int, pid: int) -> None:
+        """Tasks were sent to a worker: their time runs."""
+        for number in numbers:
+            entry = self._entries[number]
+            entry.worker, entry.pid = worker, pid
+            entry.task.attempts += 1
+            timeout = entry.task.options.timeout
+            if timeout is not None:
+                self._set_deadline(entry, timeout)
+
+    def _set_deadline(self, entry: Entry, timeout: float) -> None:
+        entry.deadline = time.monotonic() + timeout
+        heapq.heappush(self._deadlines, (entry.deadline, entry.task.number))
+        if len(self._deadlines) > 2 * len(self._entries) + MOST_PASSED_OVER:
+            self._forget_deadlines()
 
     def _forget_deadlines(self) -> None:
         """Forget those of tasks that have ended: with long timeouts they would pile up."""
@@ -154,7 +160,10 @@ class Ledger:
 
     def settle(self, number: int, value: Any, error: BaseException | None) -> None:
         """A task has its outcome."""
-        task = self._forget(number).task
+        entry = self._entries.pop(number)
+        if entry.parcel is not None:
+            entry.parcel.close()
+        task = entry.task
         if not (task.running() or task.set_running_or_notify_cancel()):
             return
         if error is not None:
@@ -180,12 +189,6 @@ class Ledger:
         """Cancel the tasks that were not sent."""
         for entry in list(self._entries.values()):
             entry.task.cancel()
-
-    def _forget(self, number: int) -> Entry:
-        entry = self._entries.pop(number)
-        if entry.parcel is not None:
-            entry.parcel.close()
-        return entry
 
 
 def _due(heap: list[tuple[float, int]]) -> Iterator[tuple[float, int]]:

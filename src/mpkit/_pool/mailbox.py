@@ -67,10 +67,9 @@ class Mailbox:
         os.read(self.reader, 512)
         self._woken = False
 
-    def submissions(self) -> Iterator[Entry]:
+    def submissions(self) -> list[Entry]:
         """Take out what was submitted."""
-        while self._submissions:
-            yield self._submissions.popleft()
+        return [self._submissions.popleft() for _ in range(len(self._submissions))]
 
     def messages(self) -> Iterator[Callable[[], None]]:
         """Take out what is to be called."""

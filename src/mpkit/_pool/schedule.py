@@ -12,7 +12,7 @@ running when it died; all others can run elsewhere.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
 from mpkit._pool.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
@@ -86,7 +86,7 @@ class Schedule:
         self._retiring = 0
         self._sent = 0
         # Waiting tasks by priority, each in order of arrival. None is empty.
-        self._queues: dict[int, deque[int]] = {}
+        self._queues: defaultdict[int, deque[int]] = defaultdict(deque)
         self._queued = 0
         self._priority: dict[int, int] = {}
         #: Tasks that are sent alone, to a worker that has nothing else.
@@ -112,7 +112,7 @@ class Schedule:
             self._priority[task] = priority
         if alone:
             self._alone.add(task)
-        self._queue(priority).append(task)
+        self._queues[priority].append(task)
         self._queued += 1
 
     def handed(self, worker: int, task: int, *, priority: int = 0) -> None:
@@ -159,22 +159,29 @@ class Schedule:
         """A worker's initializer raised; its death is told besides."""
         self._init_failures += 1
 
-    def finished(self, worker: int, task: int, seconds: float) -> bool:
-        """A worker reported a task, which took so long; False if that is not what it runs."""
+    def finished(self, worker: int, tasks: Sequence[int], seconds: float) -> int:
+        """A worker reported tasks, each of which took so long.
+
+        Returns how many of them it can have done, as they are the first that it has.
+        """
         state = self._workers[worker]
-        tasks = state.tasks
-        if not tasks or tasks[0] != task:
-            return False
-        del tasks[0]
-        self._sent -= 1
+        count = 0
+        while count < len(tasks) and state.tasks and state.tasks[0] == tasks[count]:
+            del state.tasks[0]
+            count += 1
+        if not count:
+            return 0
+        if self._priority or self._alone:
+            for task in tasks[:count]:
+                self._forget(task)
+        self._sent -= count
         self._open[worker] = state
         state.empty_handed = False
-        if self._priority or self._alone:
-            self._forget(task)
         # A moving average that follows a change within some ten tasks.
         known = self._seconds
-        self._seconds = seconds if known is None else known + (seconds - known) / 8
-        return True
+        share = 1 - (7 / 8) ** count
+        self._seconds = seconds if known is None else known + (seconds - known) * share
+        return count
 
     def returned(self, worker: int, tasks: Sequence[int]) -> None:
         """These came back unread from a worker's inbox, or could not be sent."""
@@ -407,16 +414,10 @@ class Schedule:
 
     # the queues
 
-    def _queue(self, priority: int) -> deque[int]:
-        queue = self._queues.get(priority)
-        if queue is None:
-            queue = self._queues[priority] = deque()
-        return queue
-
     def _put_back(self, tasks: Sequence[int]) -> None:
         """Put tasks where they came from: before those that arrived after them."""
         for task in reversed(tasks):
-            self._queue(self._priority.get(task, 0)).appendleft(task)
+            self._queues[self._priority.get(task, 0)].appendleft(task)
         self._queued += len(tasks)
 
     def _drain(self) -> list[int]:

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
 
@@ -55,6 +55,10 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
+#: A task, when it began and ended (`time.monotonic`), and whether it failed.
+Span = tuple[Named, float, float, bool]
+
+
 class _Record:
     """What was noted of a worker. It lives as long as ``reason`` is empty."""
 
@@ -72,7 +76,7 @@ class _Record:
 class Recorder:
     """Notes what happens in a pool. Written by one thread, read by any.
 
-    But `task_ended` is for any thread.
+    But `tasks_ended` is for any thread.
     """
 
     def __init__(self) -> None:
@@ -114,18 +118,19 @@ class Recorder:
             for trace in self._traces:
                 trace.mark(pid, f"worker {reason}")
 
-    def task_ended(self, pid: int, task: Named, began: float, ended: float, failed: bool) -> None:
-        """A worker reported a task; the times are those of `time.monotonic`."""
+    def tasks_ended(self, pid: int, spans: Sequence[Span]) -> None:
+        """A worker reported tasks."""
         with self._counting:
             worker = self._workers[pid]
-            worker.tasks += 1
-            worker.busy += ended - began
-            self.done += 1
-            if failed:
-                worker.failed += 1
-                self.failed += 1
-            for trace in self._traces:
-                trace.span(pid, task.name, began, ended, failed)
+            worker.tasks += len(spans)
+            self.done += len(spans)
+            for task, began, ended, failed in spans:
+                worker.busy += ended - began
+                if failed:
+                    worker.failed += 1
+                    self.failed += 1
+                for trace in self._traces:
+                    trace.span(pid, task.name, began, ended, failed)
 
     def stats(self) -> Stats:
         """Return what was noted until now."""

@@ -40,14 +40,14 @@ from mpkit._process import GRACE
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from multiprocessing.context import BaseContext
 
     from mpkit._call import Call
     from mpkit._parcel import Parcel
     from mpkit._pool.actions import Action
     from mpkit._pool.shortcut import Handed
-    from mpkit._pool.stats import Recorder
+    from mpkit._pool.stats import Recorder, Span
     from mpkit._pool.task import Task
 
 
@@ -160,7 +160,7 @@ class Supervisor:
             return None
         if not task.claim():
             return None
-        self._recorder.task_ended(handed.worker.pid, task, done.began, done.ended, False)
+        self._recorder.tasks_ended(handed.worker.pid, [(task, done.began, done.ended, False)])
         return done
 
     def close(self) -> None:
@@ -285,29 +285,29 @@ class Supervisor:
 
     def _take_in(self) -> None:
         """Take in what callers have submitted, and what they have sent to idle workers."""
-        for entry in self._mailbox.submissions():
-            self._submitted(entry)
+        self._submitted(self._mailbox.submissions())
         for handed in self._shortcut.handed():
             entry, number = handed.entry, handed.number
             task = entry.task
             if not handed.receipt or number not in self._crew:
                 task.wait_again()
-                self._submitted(entry)
+                self._submitted([entry])
                 continue
             self._recorder.submitted += 1
-            self._ledger.add(entry)
+            self._ledger.add([entry])
             self._schedule.handed(number, task.number, priority=task.options.priority)
-            self._ledger.sent(task.number, number, handed.worker.pid)
+            self._ledger.sent([task.number], number, handed.worker.pid)
             if handed.asked:
                 handed.worker.wants(True)
 
-    def _submitted(self, entry: Entry) -> None:
-        self._recorder.submitted += 1
-        self._ledger.add(entry)
-        if self._terminated:  # it was being packed meanwhile
+    def _submitted(self, entries: Sequence[Entry]) -> None:
+        self._recorder.submitted += len(entries)
+        self._ledger.add(entries)
+        if self._terminated:  # they were being packed meanwhile
             self._ledger.settle_all(_STOPPED)
-        else:
-            self._verdict.queue(entry.task)
+            return
+        for entry in entries:
+            self._verdict.queue(entry)
 
     def _offer(self) -> None:
         """Let callers have the workers that have nothing to do."""
@@ -342,10 +342,9 @@ class Supervisor:
         if worker is None:  # it ended in the same round
             return
         had_hung_up = worker.hung_up
-        for message, fds in worker.reports(listen=listen):
-            match message:
-                case wire.Done() if self._finished(number, message):
-                    self._done(number, worker, message, fds)
+        for report, fds in worker.reports(listen=listen):
+            match report:
+                case list() if self._done(number, worker, report, fds):
                     self._warden.strike(number)  # it has the next one to run now
                 case wire.Ready() if not self._schedule.has_started(number):
                     self._schedule.started(number)
@@ -357,31 +356,39 @@ class Supervisor:
             self._unwatch(worker.outbox.fd)
             self._warden.hung_up(number)
 
-    def _finished(self, number: int, done: wire.Done) -> bool:
-        """Take in that a worker has done a task; False if it cannot have."""
-        finished = functools.partial(
-            self._schedule.finished, number, done.task, done.ended - done.began
-        )
-        if finished():
-            return True
-        self._take_in()  # some caller has sent it
-        if finished():
-            return True
-        self._take_back(number)  # some thread has taken back what was before it
-        return finished()
+    def _done(self, number: int, worker: Worker, dones: list[wire.Done], fds: list[int]) -> bool:
+        """Take in that a worker has done tasks; False if it cannot have."""
+        count = self._finished(number, dones)
+        if count < len(dones):
+            self._take_in()  # some caller has sent them
+            count += self._finished(number, dones[count:])
+        if count < len(dones):
+            self._take_back(number)  # some thread has taken back what was before them
+            count += self._finished(number, dones[count:])
+        self._settle(number, worker, dones[:count], fds)
+        return count == len(dones)
 
-    def _done(self, number: int, worker: Worker, done: wire.Done, fds: list[int]) -> None:
-        worker.reported(done.task)
-        failed = done.kind == _outcome.FAILED
-        task = self._ledger[done.task].task
-        if isinstance(task, Asked) and not (failed or task.claim()):
-            self._ledger.settle(done.task, None, None)  # its caller has read it
-            return
-        self._recorder.task_ended(worker.pid, task, done.began, done.ended, failed)
-        if self._memory_limit is not None and done.resident > self._memory_limit:
+    def _finished(self, number: int, dones: list[wire.Done]) -> int:
+        seconds = sum(done.ended - done.began for done in dones) / len(dones)
+        return self._schedule.finished(number, [done.task for done in dones], seconds)
+
+    def _settle(self, number: int, worker: Worker, dones: list[wire.Done], fds: list[int]) -> None:
+        worker.reported([done.task for done in dones])
+        limit = self._memory_limit
+        if limit is not None and any(done.resident > limit for done in dones):
             self._retire(number)
-        end = self._verdict.raised if failed else self._verdict.done
-        end(done.task, done.data, fds)
+        ours: list[wire.Done] = []
+        spans: list[Span] = []
+        for done in dones:
+            task, failed = self._ledger[done.task].task, done.kind == _outcome.FAILED
+            if isinstance(task, Asked) and not (failed or task.claim()):
+                self._ledger.settle(done.task, None, None)  # its caller has read it
+            else:
+                ours.append(done)
+                spans.append((task, done.began, done.ended, failed))
+        self._recorder.tasks_ended(worker.pid, spans)  # which who has the result may look at
+        for done in ours:
+            self._verdict.done(done, fds)
 
     def _ended(self, number: int) -> None:
         """A worker's process has ended: take in its last words, and what it left unread."""

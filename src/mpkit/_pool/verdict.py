@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mpkit import _outcome
+from mpkit import _outcome, _parcel
 from mpkit._errors import WorkerDied, WorkerInitError
 from mpkit._platform import memory
 from mpkit._pool import wire
 
 if TYPE_CHECKING:
     from mpkit._pool.crew import Worker
-    from mpkit._pool.ledger import Ledger
+    from mpkit._pool.ledger import Entry, Ledger
     from mpkit._pool.schedule import Schedule
-    from mpkit._pool.task import Task
 
 #: Seconds until the system is asked again for a process that it had no room for, while
 #: tasks wait. (It says so at once; arbitrary.)
@@ -46,11 +45,11 @@ class Verdict:
         self._next_try = 0.0
         self._oom_kills = memory.oom_kills()
 
-    def queue(self, task: Task[Any]) -> None:
+    def queue(self, entry: Entry) -> None:
         """Have a task run, for the first time or again."""
-        options = task.options
+        options = entry.task.options
         alone = options.timeout is not None
-        self._schedule.submitted(task.number, priority=options.priority, alone=alone)
+        self._schedule.submitted(entry.task.number, priority=options.priority, alone=alone)
 
     def next_try(self) -> float | None:
         """Return the time (of `time.monotonic`) to ask the system for a process again, or None."""
@@ -60,28 +59,27 @@ class Verdict:
         """Try again what has waited long enough for it: tasks that failed, and processes."""
         for number in self._ledger.rested():
             self._schedule.resumed()
-            self.queue(self._ledger[number].task)
+            self.queue(self._ledger[number])
         when = self.next_try()
         if when is not None and when <= time.monotonic():
             self._schedule.try_again()
 
-    def done(self, task: int, data: bytes, fds: list[int]) -> None:
-        """A worker reported a result, with the packet of a `wire.Done`."""
+    def done(self, done: wire.Done, fds: list[int]) -> None:
+        """A worker reported a result, or an exception."""
+        task = done.task
+        if done.kind == _outcome.FAILED:
+            self._failed(task, _unpack_error(done.data, fds, wire.DONE_SIZE))
+            return
         try:
-            value = _outcome.unpack_result(
-                lambda: self._ledger[task].task.name, data, fds, wire.DONE_SIZE
-            )
-        except Exception as error:  # noqa: BLE001  unpickling is user code
-            self._failed(task, error)
-        except BaseException as error:  # noqa: BLE001  nor may it end who asks for the result
+            value = _parcel.unpack(done.data, fds, wire.DONE_SIZE)
+        except BaseException as error:  # noqa: BLE001  unpickling is user code
             what = self._ledger[task].task.name
-            self._failed(task, _outcome.Raised.of(what, error).error())
+            _outcome.note_unpickling(error, what)
+            if not isinstance(error, Exception):  # nor may it end who asks for the result
+                error = _outcome.Raised.of(what, error).error()
+            self._failed(task, error)
         else:
             self._ledger.settle(task, value, None)
-
-    def raised(self, task: int, data: bytes, fds: list[int]) -> None:
-        """A worker reported an exception, likewise."""
-        self._failed(task, _unpack_error(data, fds, wire.DONE_SIZE))
 
     def lost(self, task: int, worker: Worker) -> None:
         """A worker died while it ran this task."""
@@ -150,7 +148,7 @@ class Verdict:
             self._schedule.postponed()
             self._ledger.rest(task, pause)
         else:
-            self.queue(entry.task)
+            self.queue(entry)
 
 
 def _unpack_error(data: bytes, fds: list[int], start: int = 0) -> BaseException:

@@ -59,7 +59,7 @@ class Done(NamedTuple):
     data: bytes
 
 
-Report = Ready | InitFailed | Done
+Report = Ready | InitFailed | list[Done]
 
 #: A packet that says nothing: there is something to read in the journal.
 WAKE = b"w"
@@ -122,11 +122,16 @@ def decode_for_worker(data: bytes) -> Run:
     return Run(loads, kind == _ASK)
 
 
+def decode_done(data: bytes) -> Done:
+    """Return the record of a journal, which is not empty."""
+    _, task, began, ended, resident, kind = _DONE_WHOLE.unpack_from(data)
+    return Done(task, began, ended, resident, kind, data)
+
+
 def decode_for_parent(data: bytes) -> Report:
     """Return the message in a packet that a worker sent; raises Malformed if it is none."""
     if data.startswith(_DONE) and len(data) >= DONE_SIZE:
-        _, task, began, ended, resident, kind = _DONE_WHOLE.unpack_from(data)
-        return Done(task, began, ended, resident, kind, data)
+        return [decode_done(data)]
     if data == _READY:
         return Ready()
     if data.startswith(_INIT_FAILED):
