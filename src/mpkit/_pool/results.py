@@ -186,6 +186,8 @@ class Window:
         self._line: deque[Task[list[tuple[bool, Any]]]] = deque()
         #: Those that have not ended, if the others are in the line as they did.
         self._running: set[Task[list[tuple[bool, Any]]]] = set()
+        #: The task in the line that tells us of its end, if they are in order.
+        self._listened_to: Task[Any] | None = None
         self._pulled_all = False
         self._error: BaseException | None = None
         self._stopped = False
@@ -223,9 +225,11 @@ class Window:
         """A chunk was submitted."""
         if self._ordered:
             self._line.append(task)
+            if self._first() is task:  # the consumer may wait, and could not listen to it
+                task.add_done_callback(self._ended)
         else:
             self._running.add(task)
-        task.add_done_callback(self._ended)
+            task.add_done_callback(self._ended)
         if self._stopped:  # and did not know of this one
             task.cancel()
 
@@ -246,11 +250,9 @@ class Window:
             with self._lock:  # or it would be nowhere for a moment, and all be over
                 self._running.discard(task)
                 self._line.append(task)
-        elif self._is_waited_for() is not task:
-            return
         self._later(self._notify)
 
-    def _is_waited_for(self) -> Task[Any] | None:
+    def _first(self) -> Task[Any] | None:
         """Return the first in the line, which the consumer takes out meanwhile."""
         try:
             return self._line[0]
@@ -323,8 +325,13 @@ class Window:
             self._wakes.pop(wake, None)
 
     def _ready(self) -> bool:
+        """Tell whether `take` would not block; if it would, have what ends that notify."""
         if self._line:
-            return self._line[0].done()
+            first = self._line[0]
+            if first is not self._listened_to and not first.done():
+                first.add_done_callback(self._ended)
+                self._listened_to = first
+            return first.done()
         return (self._pulled_all and not self._running) or self._stopped
 
     def stop(self) -> None:
