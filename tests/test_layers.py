@@ -74,6 +74,7 @@ LAYERS = [
     "_pool.results",
     "_pool.ledger",
     "_pool.crew",
+    "_pool.roster",
     "_pool.shortcut",
     "_pool.warden",
     "_pool.verdict",

@@ -202,7 +202,7 @@ def test_what_a_forked_child_still_has_open_does_not_wake_the_pool_for_ever() ->
         os.kill(pid, signal.SIGKILL)
         wait_for_the_death_of(pid)
         check_that_it_goes_on(pool)
-        until(lambda: not supervisor._selector._selector.poll(0))
+        until(lambda: not supervisor._roster._selector._selector.poll(0))
         os.close(copy)
 
 

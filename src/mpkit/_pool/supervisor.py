@@ -12,14 +12,9 @@ No lock is shared between processes, so no dead one can hold any.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
 import os
-import selectors
-import signal
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from mpkit import _fork, _outcome
@@ -29,15 +24,13 @@ from mpkit._pool.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
 from mpkit._pool.asked import Asked
 from mpkit._pool.crew import Worker
 from mpkit._pool.dispatch import Dispatch
-from mpkit._pool.journal import Journals
 from mpkit._pool.ledger import Entry, Ledger
 from mpkit._pool.mailbox import Mailbox
+from mpkit._pool.roster import Roster
 from mpkit._pool.schedule import Schedule
 from mpkit._pool.shortcut import ENOUGH_UNHEARD, Shortcut
 from mpkit._pool.verdict import Verdict
 from mpkit._pool.warden import Warden
-from mpkit._process import GRACE
-from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -52,9 +45,6 @@ if TYPE_CHECKING:
 
 
 _STOPPED = "was stopped with its pool"
-
-#: Seconds that the supervisor waits at most before it looks again. (epoll counts to 24 days.)
-LONGEST_WAIT = 86_400.0
 
 
 class Supervisor:
@@ -72,13 +62,11 @@ class Supervisor:
         memory_hard_limit: int | None = None,
     ) -> None:
         self._recorder = recorder
-        self._context = context
-        self._init = init
         limits = [limit for limit in (memory_limit, memory_hard_limit) if limit is not None]
         self._memory_limit = min(limits, default=None)
         self._schedule = Schedule(workers, tasks_per_worker)
-        self._crew: dict[int, Worker] = {}
-        self._numbers = itertools.count()
+        self._roster = Roster(workers, context, init, report_memory=self._memory_limit is not None)
+        self._crew = self._roster.workers
         self._ledger = Ledger()
         self._dispatch = Dispatch(self._crew, self._ledger, self._schedule)
         self._warden = Warden(
@@ -90,11 +78,6 @@ class Supervisor:
             memory_hard_limit=memory_hard_limit,
         )
         forks = context.get_start_method() == "fork"
-        # Those that are being replaced may live on beside those that replace them. For some of
-        # them: the others report by socket.
-        self._journals = Journals(workers + workers // 4 + 1, forks=forks)
-        #: Whose journals these are, or were last, by slot.
-        self._writers: dict[int, int] = {}
         self._verdict = Verdict(self._ledger, self._schedule, forks=forks)
         self._thread: threading.Thread | None = None
         self._terminated = False
@@ -109,12 +92,11 @@ class Supervisor:
         self.ours = True
         #: Whether it will take no more, of itself or because it failed.
         self.ends = False
-        self._selector = selectors.DefaultSelector()
         with _fork.guard:
             self._mailbox = Mailbox(self._refuse)
             _fork.know(self)
         recorder.unheard = lambda: len(self._mailbox) + len(self._shortcut)
-        self._selector.register(self._mailbox.reader, selectors.EVENT_READ, self._mailbox.woke)
+        self._roster.watch(self._mailbox.reader, self._mailbox.woke)
         # The first workers start here: a fork is safest while there are few threads.
         try:
             self._act()
@@ -131,7 +113,7 @@ class Supervisor:
         if self._given_up:
             self._stop_workers()
             self._release()
-            self._journals.close()
+            self._roster.close()
         else:
             self.terminate()
             self.join(None)
@@ -244,13 +226,8 @@ class Supervisor:
         try:
             while not self._schedule.over:
                 when = self._next_round()
-                sleeps = self._journals.fall_asleep()
-                ready = self._selector.select(_seconds_until(when) if sleeps else 0)
-                self._journals.wake_up()
-                for key, _ in ready:
-                    key.data()
-                for slot in self._journals.changed():
-                    self._read_reports(self._writers[slot], listen=False)
+                for number in self._roster.wait(when):
+                    self._read_reports(number, listen=False)
                 self._hear()
                 if when is not None:
                     self._warden.make_rounds(self._retire)
@@ -265,7 +242,7 @@ class Supervisor:
             self._mailbox.end()
             self._call_later()
             self._release()  # nobody wakes us any more
-            self._journals.close()
+            self._roster.close()
             self._recorder.close()
 
     def _next_round(self) -> float | None:
@@ -353,7 +330,7 @@ class Supervisor:
                 case _:  # it looks like a report, and makes no sense
                     worker.disbelieve()
         if worker.hung_up and not had_hung_up:  # its death, which we watch, will tell us more
-            self._unwatch(worker.outbox.fd)
+            self._roster.unwatch(worker.outbox.fd)
             self._warden.hung_up(number)
 
     def _done(self, number: int, worker: Worker, dones: list[wire.Done], fds: list[int]) -> bool:
@@ -403,22 +380,10 @@ class Supervisor:
             self._verdict.ended_before_it_started(worker)
         for task in self._schedule.died(number):
             self._ledger.came_back(task)
-        self._unwatch(worker.outbox.fd)
-        self._unwatch(worker.child.sentinel)
         self._recorder.worker_ended(worker.pid, worker.ended, worker.retiring)
         # The errors of what it ran name its process, so they are made before it is gone.
         self._act()
-        del self._crew[number]
-        worker.close()
-
-    def _unwatch(self, fd: int) -> None:
-        """Watch a descriptor no more, before it is closed; again is fine.
-
-        A closed one would stay with epoll for as long as a forked child has a copy of it,
-        and its events would then be taken for those of the next one with that number.
-        """
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(fd)
+        self._roster.remove(number)
 
     # what the schedule decides
 
@@ -449,9 +414,8 @@ class Supervisor:
                     self._verdict.abandoned(task, attempts)
 
     def _spawn(self) -> None:
-        report_memory = self._memory_limit is not None
         try:
-            worker = Worker(self._context, self._journals, self._init, report_memory=report_memory)
+            number, worker = self._roster.start(self._read_reports, self._ended)
         except (OSError, MemoryError, EOFError) as error:  # the last: the fork server had none
             self._verdict.no_process(error)
             return
@@ -460,37 +424,20 @@ class Supervisor:
                 raise  # to who makes the pool
             self._verdict.init_cannot_travel(error)
             return
-        # First of all: what is in the crew is ended if a Ctrl-C ends the making of the pool.
-        self._crew[(number := next(self._numbers))] = worker
-        if worker.slot is not None:
-            self._writers[worker.slot] = number
         self._recorder.worker_started(worker.pid)
-        watch = functools.partial(self._selector.register, events=selectors.EVENT_READ)
-        watch(worker.outbox.fd, data=functools.partial(self._read_reports, number))
-        watch(worker.child.sentinel, data=functools.partial(self._ended, number))
         self._schedule.spawned(number)
 
     # the end
 
     def _stop_workers(self) -> None:
-        for worker in self._crew.values():
-            worker.ask_to_end()
-        patience = Deadline(GRACE)
-        for worker in self._crew.values():
-            if not worker.child.join(patience.left()):
-                worker.child.signal(signal.SIGKILL)
-                worker.child.join(None)
+        for worker in self._roster.stop():
             self._recorder.worker_ended(worker.pid, "was stopped", True)
-            self._unwatch(worker.outbox.fd)
-            self._unwatch(worker.child.sentinel)
-            worker.close()
-        self._crew.clear()
 
     def _release(self) -> None:
         # Guarded: a child that is forked when this is half done would close, once more, what
         # has these numbers by then.
         with _fork.guard:
-            self._selector.close()
+            self._roster.release()
             self._mailbox.close()
 
     # a fork of this process
@@ -507,7 +454,3 @@ class Supervisor:
         # themselves, and its workers belong to the parent.
         if not self._mailbox.closed:
             self._release()
-
-
-def _seconds_until(when: float | None) -> float | None:
-    return None if when is None else min(max(0.0, when - time.monotonic()), LONGEST_WAIT)
