@@ -49,3 +49,21 @@ def test_no_ctrl_c_leaves_a_pool_on_an_executor_locked(call: str) -> None:
         with contextlib.suppress(RuntimeError), interrupted_in_threading(after):
             CALLS[call](backend, task)
         assert not left_taken(backend._none_pending), after
+
+
+class Deaf(Future[Any]):
+    """Ctrl-C comes as one begins to listen to it."""
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_pool_on_an_executor_does_not_wait_for_what_was_interrupted_as_it_began() -> None:
+    """Nobody has the task, and nobody would ever settle it."""
+    executor = Idle()
+    executor.submit = lambda *_, **__: Deaf()  # type: ignore[method-assign]
+    backend = OnExecutor(executor)
+    with pytest.raises(KeyboardInterrupt):
+        submit(backend)
+    backend.close()
+    assert backend.join(0)

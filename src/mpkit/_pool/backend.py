@@ -191,17 +191,17 @@ class OnExecutor(NoControl):
     def submit(self, task: Task[Any], call: Call, fed: bool = False) -> None:
         if not fed:
             self.check_open()
-        with self._none_pending:
-            self._pending.add(task)
-        self._try(task, call)
+        try:
+            with self._none_pending:
+                self._pending.add(task)
+            self._try(task, call)
+        except BaseException:  # the executor's; or a Ctrl-C, and then nobody has the task
+            self._settled(task)
+            raise
 
     def _try(self, task: Task[Any], call: Call) -> None:
         task.attempts += 1
-        try:
-            inner = self._executor.submit(call.fn, *call.args, **call.kwargs)
-        except BaseException:
-            self._settled(task)
-            raise
+        inner = self._executor.submit(call.fn, *call.args, **call.kwargs)
 
         def settle(inner: Future[Any]) -> None:
             if inner.cancelled():
@@ -215,7 +215,8 @@ class OnExecutor(NoControl):
                     self._try(task, call)
                 except Exception:  # noqa: BLE001  it was shut down: then this is how it ended
                     task.set_exception(error)
-                return
+                else:
+                    return
             elif task.running() or task.set_running_or_notify_cancel():
                 task.set_exception(error)
             self._settled(task)
