@@ -16,7 +16,7 @@ import pytest
 
 import mpkit
 from tests import poolwork
-from tests.support import PATIENCE, until
+from tests.support import PATIENCE, supervisor_of, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -248,3 +248,31 @@ def test_what_a_dead_worker_has_is_taken_back_once_where_inboxes_are_streams() -
         check=False,
     )
     assert (ran.stderr, ran.stdout) == ("", "[3, 4] []\n[5] []\n")
+
+
+def test_what_is_submitted_while_others_wait_wakes_nobody(start_method: str) -> None:
+    """There is no worker that could be sent it. When one reports, all is taken in."""
+    with mpkit.TaskPool(1) as pool:
+        began, go = mpkit.Signal(), mpkit.Signal()
+        first = pool.submit(poolwork.tell_and_wait, began, go)
+        assert began.wait(PATIENCE)
+        mailbox = supervisor_of(pool)._mailbox
+        waits = pool.submit(abs, -1)
+        until(lambda: mailbox.patient)
+        others = [pool.submit(abs, -number) for number in range(100)]
+        assert len(mailbox) == 100
+        assert others[0].cancel()
+        go.set()
+        assert first.result(PATIENCE)
+        assert waits.result(PATIENCE) == 1
+        assert [task.result(PATIENCE) for task in others[1:]] == list(range(1, 100))
+        until(lambda: not mailbox.patient)
+        assert pool.submit(abs, -5).result(PATIENCE) == 5
+        assert pool.stats().submitted == 103
+
+
+def test_what_comes_just_as_the_last_of_those_that_waited_is_sent_is_not_forgotten() -> None:
+    with mpkit.TaskPool(2) as pool:
+        for number in range(300):
+            tasks = [pool.submit(abs, -number) for _ in range(number % 7)]
+            assert [task.result(PATIENCE) for task in tasks] == [number] * len(tasks)

@@ -24,6 +24,8 @@ class Mailbox:
         self._refuse = refuse
         self._submissions: deque[Entry] = deque()
         self._messages: deque[Callable[[], None]] = deque()
+        #: Whether what is submitted may wait until the supervisor wakes, as others wait already.
+        self.patient = False
         self._woken = False
         self._ended = False
         #: Set when the supervisor has ended, and what there was is refused.
@@ -40,7 +42,8 @@ class Mailbox:
     def submit(self, entry: Entry) -> None:
         """Put in a task that is to be run."""
         self._submissions.append(entry)
-        self.wake()
+        if not self.patient:
+            self.wake()
 
     def tell(self, message: Callable[[], None]) -> None:
         """Have the supervisor call this, soon."""
@@ -80,6 +83,7 @@ class Mailbox:
         """Refuse what is there, and from now on what comes."""
         with self.lock:
             self._ended = True
+            self.patient = False
             # First: who believes that it was woken has put in before this what is refused now.
             self._woken = False
             try:

@@ -250,6 +250,8 @@ class Window:
             with self._lock:  # or it would be nowhere for a moment, and all be over
                 self._running.discard(task)
                 self._line.append(task)
+        if task is self._listened_to:  # whose result would live as long as we do
+            self._listened_to = None
         self._later(self._notify)
 
     def _first(self) -> Task[Any] | None:

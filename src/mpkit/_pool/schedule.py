@@ -268,6 +268,11 @@ class Schedule:
         ]
 
     @property
+    def backlog(self) -> bool:
+        """Whether tasks wait, since all workers have enough."""
+        return self._queued > 0
+
+    @property
     def idle(self) -> bool:
         """Whether no task waits or runs."""
         return not (self._queued or self._postponed or self._sent)
