@@ -256,6 +256,26 @@ if __name__ == "__main__":
 """
 
 
+def test_who_is_late_to_listen_does_not_wait_for_a_ring_that_another_has_taken(
+    pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor had heard of his task, and had offered the worker again."""
+    supervisor = supervisor_of(pool)
+    engine: Any = pool._backend
+    check_waiter = engine.check_waiter
+
+    def late(task: Any) -> None:
+        monkeypatch.undo()
+        check_waiter(task)
+        supervisor._mailbox.wake()
+        until(task.done)
+        wait_for_an_offer(pool)
+        assert pool.apply(abs, (-2,)) == 2
+
+    monkeypatch.setattr(engine, "check_waiter", late)
+    assert in_a_thread(pool, abs, -7).result(PATIENCE) == 7
+
+
 def test_a_callback_of_the_pool_cannot_wait_for_it(pool: mpkit.TaskPool) -> None:
     found: list[BaseException] = []
 

@@ -31,8 +31,9 @@ class Asked(Task[R]):
     def result(self, timeout: float | None = None) -> R:
         """Return what the call returned, blocking until it has. As `Task.result`, without a timeout."""
         answer, self.answer = self.answer, None
-        if answer is not None and self._control is not None:
-            self._control.check_waiter(self)
+        control = self._control
+        if answer is not None and control is not None:
+            control.check_waiter(self)
             done = answer()
             if done is not None:
                 result: R = _outcome.unpack_result(lambda: self.name, done.data, [], wire.DONE_SIZE)

@@ -93,7 +93,7 @@ class Shortcut:
         """Wait for the answer to what was sent; None if the supervisor will have it."""
         number, done = handed.number, None
         with self._sending:
-            if number in self._asked:  # a later one: then the supervisor has offered it meanwhile
+            if handed.heard:  # others may have had the worker meanwhile, and have taken the ring
                 return None
             self._asked[number] = handed
         try:
