@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import mpkit
 from mpkit._platform import descriptors
+from mpkit._pool import crew
 from mpkit._pool.shortcut import ENOUGH_UNHEARD, MOST_UNHEARD
 from tests import poolwork
 from tests.support import PATIENCE, python, stopped, supervisor_held, supervisor_of, until
@@ -136,6 +137,30 @@ def test_what_is_taken_back_from_its_worker_is_sent_again(pool: mpkit.TaskPool) 
     asked = in_a_thread(pool, abs, -7)
     until(lambda: len(supervisor._shortcut))
     (number,) = supervisor._crew
+    supervisor.tell(lambda: supervisor._take_back(number))
+    until(lambda: not len(supervisor._shortcut))
+    os.kill(pid, signal.SIGCONT)
+    assert asked.result(PATIENCE) == 7
+
+
+def test_who_waits_is_told_what_is_taken_back_though_a_ctrl_c_comes_just_then(
+    pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = pool.stats().workers[0].pid
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: stopped(pid))
+    supervisor = supervisor_of(pool)
+    ((number, worker),) = supervisor._crew.items()
+    asked = in_a_thread(pool, abs, -7)
+    until(lambda: worker._answers)
+
+    def interrupted(fds: list[int]) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(crew, "discard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker.recall(0, lambda: None, supervisor._waits_again)
     supervisor.tell(lambda: supervisor._take_back(number))
     until(lambda: not len(supervisor._shortcut))
     os.kill(pid, signal.SIGCONT)

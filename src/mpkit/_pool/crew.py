@@ -288,10 +288,11 @@ class Worker:
                 data, fds = self._unread.inbox[0]
                 run = wire.decode_for_worker(data)
                 self._came_back.update(dict.fromkeys(load.task for load in run.loads))
-                del self._unread.inbox[0]
-                discard(fds)
+                # Before it is out of there: who is interrupted after that does not ring.
                 if run.asked:
                     self._unread.send(wire.encode_ring(run.loads[0].task), (), _NOW)
+                del self._unread.inbox[0]
+                discard(fds)
 
     def _left_in_stream(self) -> list[int]:
         """As `take_back`, where only a dead worker's packets can be told from each other.
