@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
+import socket
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -13,14 +15,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mpkit
+from mpkit._frames import PACKET
 from mpkit._platform import descriptors
-from mpkit._pool import crew
+from mpkit._pool import crew, wire
 from mpkit._pool.shortcut import ENOUGH_UNHEARD, MOST_UNHEARD
+from mpkit._wait import Deadline
 from tests import poolwork
-from tests.support import PATIENCE, python, stopped, supervisor_held, supervisor_of, until
+from tests.support import (
+    PATIENCE,
+    asleep,
+    python,
+    stopped,
+    supervisor_held,
+    supervisor_of,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from mpkit._link import Link
 
 pytestmark = pytest.mark.skipif(
     not descriptors.HAS_PACKETS, reason="of what is in a stream the supervisor keeps count"
@@ -255,6 +269,44 @@ def test_a_late_answer_is_not_the_next_ones(pool: mpkit.TaskPool) -> None:
     """Who has asked was interrupted, and the worker rings all the same."""
     said, _ = python(INTERRUPTED).communicate(timeout=PATIENCE)
     assert said == "interrupted\n" + "9\n" * 3
+
+
+def test_many_late_answers_do_not_keep_out_ones_own(
+    pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a callback that asks, which is refused when the worker has begun already."""
+    (worker,) = supervisor_of(pool)._crew.values()
+    while worker._unread.send(wire.encode_ring(2**60), (), Deadline(0)):
+        pass
+    answer = worker.answer
+
+    def late(task: int, since: int) -> Any:
+        until(lambda: worker.written() > since and asleep(worker.pid))
+        return answer(task, since)
+
+    monkeypatch.setattr(worker, "answer", late)
+    for number in range(20):
+        assert in_a_thread(pool, abs, -number).result(PATIENCE) == number
+        wait_for_an_offer(pool)
+    assert not worker._inbox.poll(Deadline(0))
+
+
+@pytest.mark.parametrize("said", [b"", b"garbage", bytes(100_000), bytes(PACKET + 1)], ids=len)
+def test_what_a_task_writes_into_the_inbox_harms_nobody(said: bytes, pool: mpkit.TaskPool) -> None:
+    for number in range(3):
+        assert pool.apply(write_into_the_inbox, (said,)) == len(said)
+        assert pool.apply(abs, (-number,)) == number
+
+
+def write_into_the_inbox(said: bytes) -> int:
+    """As C code may that has a wrong descriptor."""
+    frame = inspect.currentframe()
+    while frame is not None and "inbox" not in frame.f_locals:
+        frame = frame.f_back
+    assert frame is not None
+    inbox: Link = frame.f_locals["inbox"]
+    with socket.socket(fileno=os.dup(inbox.fd)) as sock:
+        return sock.send(said)
 
 
 INTERRUPTED = """

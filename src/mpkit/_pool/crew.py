@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 #: How many reports of one worker to read before looking at the others (arbitrary).
 REPORTS_AT_A_TIME = 64
 
+#: How many rings to read at most that are for others. If there are so many, there may have been
+#: no room for one's own. (On Linux there is for some 270, so this is far from it.)
+MOST_LATE = 32
+
 _NOW = Deadline(0)
 
 #: As `wire.encode_ring`, from us, for whoever waits.
@@ -131,7 +135,8 @@ class Worker:
         """Wait until it has done a task that it was asked for, in the thread that has asked.
 
         Returns its report, if that is of a result and in the journal, behind what was `written`.
-        None too if the task was taken back from its inbox, and if it has ended.
+        None too if the task was taken back from its inbox, if it has ended, and if we may have
+        missed the ring.
         """
         with self._shared:
             slot = self.slot
@@ -141,10 +146,13 @@ class Worker:
         records: list[bytes] = []
         rings = wire.encode_ring(task), _NO_ANSWERS
         try:
-            with contextlib.suppress(LinkDown):
-                while packet := self._inbox.receive():
-                    if packet[0] in rings:
-                        break  # and no late one, for who has asked before and was interrupted
+            with contextlib.suppress(LinkDown, Malformed):
+                # The late ones are for who has asked before, and was interrupted. And what is no
+                # ring at all some task has written, and may have filled the inbox with.
+                for _ in range(MOST_LATE):
+                    packet = self._inbox.receive()
+                    if packet is None or packet[0] in rings or len(packet[0]) != len(_NO_ANSWERS):
+                        break
         finally:
             with self._shared:
                 self._answers = False
