@@ -24,6 +24,7 @@ from tests import poolwork
 from tests.support import (
     PATIENCE,
     asleep,
+    exists,
     python,
     stopped,
     supervisor_held,
@@ -134,6 +135,16 @@ def test_a_result_that_cannot_be_unpickled_says_so(pool: mpkit.TaskPool) -> None
         pool.apply(poolwork.return_a_bad_arrival, ("raise",))
     assert "unpickled" in "".join(raised.value.__notes__)
     assert pool.apply(abs, (-1,)) == 1
+
+
+def test_a_pool_that_was_asked_and_forgotten_ends(start_method: str) -> None:
+    pool = mpkit.TaskPool(1)
+    pool.submit(abs, -1).result(PATIENCE)
+    wait_for_an_offer(pool)
+    pid = pool.apply(poolwork.pid_of_worker)
+    with pytest.warns(ResourceWarning, match="TaskPool"):
+        del pool
+    until(lambda: not exists(pid))
 
 
 def test_a_worker_that_dies_is_told_of(pool: mpkit.TaskPool) -> None:

@@ -36,6 +36,7 @@ class Asked(Task[R]):
             control.check_waiter(self)
             done = answer()
             if done is not None:
+                self._pool = None  # the supervisor may sleep until the pool is garbage
                 result: R = _outcome.unpack_result(lambda: self.name, done.data, [], wire.DONE_SIZE)
                 return result
         return super().result(timeout)
