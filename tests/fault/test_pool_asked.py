@@ -137,6 +137,15 @@ def test_a_result_that_cannot_be_unpickled_says_so(pool: mpkit.TaskPool) -> None
     assert pool.apply(abs, (-1,)) == 1
 
 
+@pytest.mark.parametrize("how", ["exception", "sys.exit", "BaseException", "KeyboardInterrupt"])
+def test_what_a_result_raises_here_is_the_same_by_both_ways(how: str, pool: mpkit.TaskPool) -> None:
+    asked = in_a_thread(pool, poolwork.return_a_bad_arrival, how).exception(PATIENCE)
+    wait_for_an_offer(pool)
+    submitted = pool.submit(poolwork.return_a_bad_arrival, how).exception(PATIENCE)
+    assert isinstance(asked, Exception)
+    assert type(asked) is type(submitted)
+
+
 def test_a_pool_that_was_asked_and_forgotten_ends(start_method: str) -> None:
     pool = mpkit.TaskPool(1)
     pool.submit(abs, -1).result(PATIENCE)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mpkit import _outcome
 from mpkit._pool import wire
-from mpkit._pool.task import Task
+from mpkit._pool.task import Task, is_ctrl_c
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,17 @@ class Asked(Task[R]):
             done = answer()
             if done is not None:
                 self._pool = None  # the supervisor may sleep until the pool is garbage
-                result: R = _outcome.unpack_result(lambda: self.name, done.data, [], wire.DONE_SIZE)
-                return result
+                return self._unpacked(done)
         return super().result(timeout)
+
+    def _unpacked(self, done: wire.Done) -> R:
+        try:
+            result: R = _outcome.unpack_result(lambda: self.name, done.data, [], wire.DONE_SIZE)
+        except Exception:
+            raise
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            # As from the supervisor: the exit that user code asks for is not the caller's.
+            raise _outcome.Raised.of(self.name, error).error() from None
+        return result
