@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import multiprocessing
 import os
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import mpkit
+from mpkit._platform import descriptors
 from tests import poolwork
-from tests.support import PATIENCE, supervisor_of, until
+from tests.support import PATIENCE, expect_short_tasks, supervisor_held, supervisor_of, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -276,3 +278,39 @@ def test_what_comes_just_as_the_last_of_those_that_waited_is_sent_is_not_forgott
         for number in range(300):
             tasks = [pool.submit(abs, -number) for _ in range(number % 7)]
             assert [task.result(PATIENCE) for task in tasks] == [number] * len(tasks)
+
+
+@pytest.mark.skipif(not descriptors.HAS_PACKETS, reason="what is in a stream cannot be had back")
+def test_what_lies_behind_a_long_task_in_its_packet_runs_elsewhere(start_method: str) -> None:
+    """Its worker has taken it. A thousand short tasks, and then one that lasts for ever."""
+    with mpkit.TaskPool(2) as pool:
+        began, go = mpkit.Signal(), mpkit.Signal()
+        pool.map(abs, range(4), 1)
+        with supervisor_held(pool):
+            before = [pool.submit(abs, -number) for number in range(40)]
+            long = pool.submit(poolwork.tell_and_wait, began, go)
+            behind = [pool.submit(abs, -number) for number in range(200)]
+            expect_short_tasks(pool)
+        assert began.wait(PATIENCE)
+        assert [task.result(PATIENCE) for task in before] == list(range(40))
+        assert [task.result(PATIENCE) for task in behind] == list(range(200))
+        assert not long.done()
+        go.set()
+        assert long.result(PATIENCE)
+    assert pool.stats().done == 4 + 241
+
+
+def test_tasks_that_are_taken_back_all_the_time_run_once(start_method: str, tmp_path: Path) -> None:
+    """Each worker that has nothing takes from the others' packets, while these go on."""
+    path = str(tmp_path / "notes")
+    with mpkit.TaskPool(3) as pool:
+        supervisor = supervisor_of(pool)
+        tasks: list[mpkit.Task[object]] = []
+        for _ in range(30):
+            expect_short_tasks(pool)
+            tasks += [pool.submit(poolwork.note, path, len(tasks) + n) for n in range(20)]
+            for number in list(supervisor._crew):
+                supervisor.tell(functools.partial(supervisor._take_back, number))
+        for task in tasks:
+            task.result(PATIENCE)
+    assert sorted(map(int, poolwork.notes(path))) == list(range(600))

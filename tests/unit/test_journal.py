@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from mpkit._pool import journal
 from mpkit._pool.journal import MOST_BYTES, Journal, Journals
 from mpkit._pool.schedule import MOST_IN_PACKET
+from tests.support import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,3 +159,71 @@ def test_who_writes_as_much_as_the_one_before_in_its_slot_is_heard() -> None:
         assert journals.changed() == [slot]
         assert list(journals.read(slot)) == [b"report"]
         journals.give_back(slot)
+
+
+@given(
+    st.lists(st.booleans(), max_size=40),
+    st.integers(1, 5),
+)
+def test_what_is_taken_back_from_a_packet_is_not_begun(steps: list[bool], packet: int) -> None:
+    """Whatever both do in whatever order, where each of their calls is one step."""
+    journals = Journals(1, forks=True)
+    slot, writer = opened(journals)
+    begun = 0
+    first = declined = -1
+    for takes_back in steps:
+        if takes_back and first < 0:
+            first = journals.take_back(slot, packet)
+            assert first == begun
+        elif declined < 0 and writer.begin_task(packet, begun):
+            begun += 1
+        elif declined < 0:
+            declined = begun
+    assert declined in (-1, first)
+    assert writer.begin_task(packet + 1, 0), "which is another packet"
+    del writer
+    journals.close()
+
+
+RACE = """
+import os, random, sys, time
+from mpkit._pool.journal import Journals
+
+ROUNDS, SIZE = 3000, 60
+journals = Journals(1, forks=True)
+slot = journals.open()
+journal = journals.journal(slot)
+reader, writer = os.pipe()
+if not os.fork():
+    journal.begin()
+    for packet in range(1, ROUNDS + 1):
+        os.read(reader, 1)
+        begun = 0
+        while begun < SIZE and journal.begin_task(packet, begun):
+            begun += 1
+        journal.write(b"%d %d" % (packet, begun))
+    os._exit(0)
+
+met = 0
+for packet in range(1, ROUNDS + 1):
+    os.write(writer, b"!")
+    for _ in range(random.randrange(200)):
+        pass
+    first = journals.take_back(slot, packet)
+    while not journals.unread(slot):
+        time.sleep(0)
+    ((of, begun),) = (map(int, record.split()) for record in journals.read(slot))
+    assert of == packet
+    # What it has begun is not ours; and what it has not, the last one before ours or not at
+    # all, it says.
+    assert begun in (first, first - 1), (packet, first, begun)
+    met += 0 < begun < SIZE
+print(met > 0)
+"""
+
+
+def test_no_task_is_begun_by_both_or_none_however_they_meet() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", RACE], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert ran.stdout == "True\n", ran.stderr

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import signal
 import struct
@@ -37,6 +38,13 @@ if TYPE_CHECKING:
 #: How many reports of one worker to read before looking at the others (arbitrary).
 REPORTS_AT_A_TIME = 64
 
+#: Of how many packets it is known what was in them. (It may have one, and all that its inbox holds.)
+MOST_PACKETS = 128
+
+#: Of how many it is known what may be declined. (It says so before it takes the next packet, and
+#: we take back from that one once, until we have looked what it says.)
+MOST_DECLINABLE = 8
+
 #: How many rings to read at most that are for others. If there are so many, there may have been
 #: no room for one's own. (On Linux there is for some 270, so this is far from it.)
 MOST_LATE = 32
@@ -58,6 +66,12 @@ class Worker:
         self.outbox, writer = _links.pair()
         with _fork.guard:  # no child is born with a copy that nobody knows of
             self._unread = _links.adopt(os.dup(reader.fd))
+        # Numbers of packets of several tasks, and what was in the latest.
+        self._numbers = itertools.count(1)
+        self._packets: dict[int, list[int]] = {}
+        #: Packets of which something was taken back; where in it the task is, and which, that
+        #: it may decline, as it was not taken back for certain.
+        self._declinable: dict[int, tuple[int, int]] = {}
         # Sizes of packets and their tasks, for a system whose sockets know no packets.
         self._sent: deque[tuple[int, list[int]]] = deque()
         # How much of what lies in the inbox there was taken back already, and lies there still.
@@ -110,11 +124,17 @@ class Worker:
 
         Raises OSError if descriptors cannot be sent, since too many are on their way.
         """
-        packet = wire.encode_run(loads)
+        # Only of several can some be taken back, and only what has a journal knows of that.
+        number = next(self._numbers) if len(loads) > 1 and self.slot is not None else 0
+        packet = wire.encode_run(loads, number=number)
         try:
             sent = self._inbox.send(packet, fds, _NOW)
         except LinkDown:  # its death will be told by its sentinel
             return False
+        if sent and number:
+            self._packets[number] = [load.task for load in loads]
+            if len(self._packets) > MOST_PACKETS:
+                self._packets.pop(next(iter(self._packets)), None)
         if sent and fds:
             self.bulky.update(load.task for load in loads)
         if sent and not descriptors.HAS_PACKETS:
@@ -205,12 +225,9 @@ class Worker:
             records = self._records
             records += self._journals.read(self.slot)
             while records:  # of which who is in the midst of it may have read some
-                dones: list[Done] = []
-                while records and records[0]:
-                    dones.append(wire.decode_done(records.popleft()))
                 # Nobody else writes there, so this is to be believed of one that babbles, too.
-                if dones:
-                    yield dones, []
+                if records[0]:
+                    yield wire.decode_records(records), []
                     continue
                 del records[0]
                 if not self.babbles and (self._received or self._receive()):
@@ -278,15 +295,37 @@ class Worker:
             return task in self._came_back
 
     def take_back(self) -> list[int]:
-        """Return the tasks that it has not taken from its inbox; it will never get them."""
+        """Return the tasks that it has not begun; it never will."""
         if not descriptors.HAS_PACKETS:
             return self._left_in_stream()
         with self._shared:
             self._empty()
             tasks = list(self._came_back)
             self._came_back.clear()
+            tasks = self._take_back_taken() + tasks
         self.bulky.difference_update(tasks)
         return tasks
+
+    def _take_back_taken(self) -> list[int]:
+        """Return what it has taken and will not begin, when its inbox is empty. Holds the lock.
+
+        For the supervisor only: what an interruption came upon in here would be lost.
+        """
+        if not self._packets or self.slot is None:
+            return []
+        number, tasks = self._packets.popitem()  # of those before that nothing is left
+        self._packets.clear()
+        first = self._journals.take_back(self.slot, number)
+        if first:
+            self._declinable[number] = first - 1, tasks[first - 1]
+            if len(self._declinable) > MOST_DECLINABLE:
+                del self._declinable[next(iter(self._declinable))]
+        return tasks[first:]
+
+    def declined(self, packet: int, place: int) -> list[int]:
+        """Return the task that it has declined, unless that is among those that came back."""
+        kept, task = self._declinable.pop(packet, (-1, -1))
+        return [task] if kept == place else []
 
     def _empty(self) -> None:
         """Take everything out of its inbox. Holds the lock."""
@@ -296,6 +335,7 @@ class Worker:
                 data, fds = self._unread.inbox[0]
                 run = wire.decode_for_worker(data)
                 self._came_back.update(dict.fromkeys(load.task for load in run.loads))
+                self._packets.pop(run.number, None)
                 # Before it is out of there: who is interrupted after that does not ring.
                 if run.asked:
                     self._unread.send(wire.encode_ring(run.loads[0].task), (), _NOW)

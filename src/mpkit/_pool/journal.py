@@ -12,7 +12,16 @@ anybody: a worker has never more tasks than its journal has room for reports.
     0   number of the parent's sleep, or 0 while it is awake
     8   bytes written by the worker of slot 0, of slot 1, ...
     …   whether the parent is to be woken for what a caller has asked for, likewise
+    …   the packet that the worker has, and how many of its tasks it has begun, likewise
+    …   the packet of which the parent takes back what the worker has not begun, and from which
+        task on, likewise
     …   the journals: records of four bytes of length, and so many bytes
+
+The last two of these are how a task is had back that lies behind a long one in a packet which
+its worker has taken. Each of them notes what it is about to do and then looks at the note of
+the other. So at least one of them sees the other's: if the parent does not see that the worker
+has begun, the worker sees that it must not. If both see both, the task is the worker's, which
+says what it does: it declines.
 """
 
 from __future__ import annotations
@@ -40,6 +49,9 @@ _SIZE: Final = 64 * 1024
 
 #: Bytes of counts that are compared at a time, where most are as they were.
 _BLOCK: Final = 8 * 16
+
+#: More than there are tasks in a packet.
+_MOST_TASKS: Final = 1 << 16
 
 _turnstile = threading.Lock()
 
@@ -74,9 +86,18 @@ class Journal:
     def begin(self) -> None:
         """Make ready to write, in the worker."""
         view = memoryview(self._shared)
-        self._counts = view[: 8 * (1 + 2 * self._slots)].cast("Q")
+        self._counts = view[: 8 * (1 + 4 * self._slots)].cast("Q")
         self._wanted = 1 + self._slots + self._slot
+        self._begun = self._wanted + self._slots
+        self._taken_back = self._begun + self._slots
         self._records = view[_start(self._slot, self._slots) :][:_SIZE]
+
+    def begin_task(self, packet: int, index: int) -> bool:
+        """Begin with a task of a packet; False if it was taken back, as all behind it were."""
+        self._counts[self._begun] = packet * _MOST_TASKS + index + 1
+        _in_order()
+        of, first = divmod(self._counts[self._taken_back], _MOST_TASKS)
+        return of != packet or index < first
 
     def write(self, record: bytes, *, asked: bool = False) -> bool:
         """Add a record; tell whether the parent sleeps, and is to be woken, once for each sleep.
@@ -114,7 +135,7 @@ def _arrive(copy: Any, slot: int, slots: int) -> Journal:
 
 def _start(slot: int, slots: int) -> int:
     """Return where a journal begins; behind the last one the memory ends."""
-    head = -(-8 * (1 + 2 * slots) // 4096) * 4096
+    head = -(-8 * (1 + 4 * slots) // 4096) * 4096
     return head + slot * _SIZE
 
 
@@ -137,7 +158,7 @@ class Journals:
         if self._shared is None:
             raise MemoryError(f"there is no room for a map of {size:,} bytes")
         view = memoryview(self._shared)
-        self._counts = view[: 8 * (1 + 2 * slots)].cast("Q")
+        self._counts = view[: 8 * (1 + 4 * slots)].cast("Q")
         self._written = view[8 : 8 * (1 + slots)]
         self._records = view
         self._seen = bytes(8 * slots)
@@ -151,7 +172,8 @@ class Journals:
             return None
         slot = self._free.pop()
         self._read[slot] = self._counts[1 + slot] = 0
-        self.want(slot, False)
+        for part in (1, 2, 3):
+            self._counts[1 + part * self._slots + slot] = 0
         # Or a worker that has written as much as the one before it would have written nothing.
         place = 8 * slot
         self._seen = self._seen[:place] + bytes(8) + self._seen[place + 8 :]
@@ -204,6 +226,21 @@ class Journals:
                 records.append(piece[begin:place])
             read += len(piece)
         return records
+
+    def take_back(self, slot: int, packet: int) -> int:
+        """Have a worker begin with no other task of the packet that it has.
+
+        Returns the first that it will not begin. The one before that it has begun, or it
+        declines that, and says so: all others behind it are the parent's.
+        """
+        taken_back = packet * _MOST_TASKS + self._begun(slot, packet)
+        self._counts[1 + 3 * self._slots + slot] = taken_back
+        _in_order()
+        return self._begun(slot, packet)
+
+    def _begun(self, slot: int, packet: int) -> int:
+        of, count = divmod(self._counts[1 + 2 * self._slots + slot], _MOST_TASKS)
+        return count if of == packet else 0
 
     def want(self, slot: int, wanted: bool) -> None:
         """Be woken, or not, for what a caller has asked the worker of this slot for."""

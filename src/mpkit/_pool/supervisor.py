@@ -327,6 +327,9 @@ class Supervisor:
             match report:
                 case list() if self._done(number, worker, report, fds):
                     self._warden.strike(number)  # it has the next one to run now
+                case wire.Declined(packet, place):
+                    if tasks := worker.declined(packet, place):
+                        self._dispatch.returned(number, tasks)
                 case wire.Ready() if not self._schedule.has_started(number):
                     self._schedule.started(number)
                 case wire.InitFailed(error) if not self._schedule.has_started(number):

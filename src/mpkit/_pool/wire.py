@@ -10,9 +10,12 @@ what `Parcel.seal` did; descriptors ride on the packet, which then has one task.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mpkit._link import PACKET, Malformed
+
+if TYPE_CHECKING:
+    from collections import deque
 
 
 class Load(NamedTuple):
@@ -26,10 +29,12 @@ class Run(NamedTuple):
     """Run these tasks in this order, and report each before the next begins.
 
     If they are ``asked`` for, by a caller who waits, ring back for each, too (`encode_ring`).
+    ``number`` is that of the packet, of those to one worker: see `journal`.
     """
 
     loads: list[Load]
     asked: bool
+    number: int
 
 
 class Ready(NamedTuple):
@@ -40,6 +45,13 @@ class InitFailed(NamedTuple):
     """The initializer raised, and the worker leaves; ``error`` is a packed failure."""
 
     error: bytes
+
+
+class Declined(NamedTuple):
+    """The worker was about to begin with a task of a packet, and saw that it was taken back."""
+
+    packet: int
+    place: int
 
 
 class Done(NamedTuple):
@@ -59,13 +71,13 @@ class Done(NamedTuple):
     data: bytes
 
 
-Report = Ready | InitFailed | list[Done]
+Report = Ready | InitFailed | list[Done] | Declined
 
 #: A packet that says nothing: there is something to read in the journal.
 WAKE = b"w"
 
-_RUN, _ASK, _READY, _INIT_FAILED, _DONE = b"r", b"a", b"y", b"i", b"d"
-_COUNT = struct.Struct("=cH")
+_RUN, _ASK, _READY, _INIT_FAILED, _DONE, _DECLINED = b"r", b"a", b"y", b"i", b"d", b"n"
+_COUNT = struct.Struct("=cHQ")
 _LOAD = struct.Struct("=QI")
 _DONE_HEADER = struct.Struct("=cQddQ")
 _DONE_WHOLE = struct.Struct(_DONE_HEADER.format + "c")
@@ -86,9 +98,9 @@ def encode_ring(task: int) -> bytes:
     return _RING.pack(task)
 
 
-def encode_run(loads: list[Load], *, asked: bool = False) -> bytes:
+def encode_run(loads: list[Load], *, asked: bool = False, number: int = 0) -> bytes:
     """Return the packet of a `Run`."""
-    parts = [_COUNT.pack(_ASK if asked else _RUN, len(loads))]
+    parts = [_COUNT.pack(_ASK if asked else _RUN, len(loads), number)]
     for task, call in loads:
         parts += _LOAD.pack(task, len(call)), call
     return b"".join(parts)
@@ -111,7 +123,7 @@ def done_header(task: int, began: float, ended: float, resident: int) -> bytes:
 
 def decode_for_worker(data: bytes) -> Run:
     """Return the message in a packet that the parent sent."""
-    kind, count = _COUNT.unpack_from(data)
+    kind, count, number = _COUNT.unpack_from(data)
     loads: list[Load] = []
     offset = _COUNT.size
     for _ in range(count):
@@ -119,11 +131,29 @@ def decode_for_worker(data: bytes) -> Run:
         offset += _LOAD.size
         loads.append(Load(task, data[offset : offset + length]))
         offset += length
-    return Run(loads, kind == _ASK)
+    return Run(loads, kind == _ASK, number)
+
+
+_DECLINED_WHOLE = struct.Struct("=cQQ")
+
+
+def encode_declined(packet: int, index: int) -> bytes:
+    """Return the record of a `Declined`."""
+    return _DECLINED_WHOLE.pack(_DECLINED, packet, index)
+
+
+def decode_records(records: deque[bytes]) -> list[Done] | Declined:
+    """Take the first records of a journal, none of which is empty; return what they say."""
+    if records[0].startswith(_DECLINED):
+        return Declined(*_DECLINED_WHOLE.unpack(records.popleft())[1:])
+    dones: list[Done] = []
+    while records and records[0].startswith(_DONE):
+        dones.append(decode_done(records.popleft()))
+    return dones
 
 
 def decode_done(data: bytes) -> Done:
-    """Return the record of a journal, which is not empty."""
+    """Return a record, or a packet, that says that a task has ended."""
     _, task, began, ended, resident, kind = _DONE_WHOLE.unpack_from(data)
     return Done(task, began, ended, resident, kind, data)
 

@@ -73,7 +73,9 @@ def main(
             assert packet is not None  # there is no deadline
             data, fds = packet
             run = wire.decode_for_worker(data)
-            for load in run.loads:
+            for index, load in enumerate(run.loads):
+                if run.number and not reports.begin(run.number, index):
+                    break
                 reports.done(load.task, *_run(load, fds), asked=run.asked)
                 if run.asked:
                     reports.ring(load.task)
@@ -144,6 +146,13 @@ class Reports:
         """Send a packet."""
         self._outbox.send(data, fds)
         self._sent()
+
+    def begin(self, packet: int, index: int) -> bool:
+        """Begin with a task; False if it was taken back, and those behind it likewise."""
+        if self._journal is None or self._journal.begin_task(packet, index):
+            return True
+        self._write(wire.encode_declined(packet, index))
+        return False
 
     def done(
         self, task: int, began: float, ended: float, kind: bytes, parcel: Parcel, *, asked: bool
