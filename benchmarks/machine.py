@@ -25,16 +25,18 @@ class Costs:
     #: From one process to another that sleeps: half of what a pipe there and back takes,
     #: and some more for Python.
     latency: float = 75e-6
-    #: Of the supervisor, for each message that it sends or reads.
+    #: Of the supervisor, for each message that it sends, or takes back.
     message: float = 10e-6
+    #: Of the supervisor, for each report that it reads, and what follows from it.
+    report: float = 5e-6
     #: Of a worker, for each task: to unpickle it, and to report.
     task: float = 8e-6
     #: Of the supervisor, for each decision and worker. Nothing, as this is of the code and
     #: not of the policy; `benchmarks.simulate` measures what it is.
     decision: float = 0.0
-    #: Whether packets come apart in the inbox, so that a worker takes one task at a time and
-    #: all others can be had back. What that costs the worker is in ``task`` already.
-    apart: int = 0
+    #: Whether packets come apart, so that a worker begins one task at a time and all others can
+    #: be had back. What that costs the worker is in ``task`` already.
+    apart: int = 1
 
 
 @dataclass
@@ -159,13 +161,9 @@ class Machine:
         while self._reports and self._reports[0][0] <= until:
             _, _, number, task = heapq.heappop(self._reports)
             self._schedule.finished(number, [task], self._lengths[task])
-            self._message()
+            self._work(self._costs.report)
             count += 1
         return count
-
-    def _message(self) -> None:
-        self._outcome.messages += 1
-        self._work(self._costs.message)
 
     def _work(self, seconds: float) -> None:
         """Be the supervisor at work for so long."""
@@ -188,7 +186,8 @@ class Machine:
                     raise AssertionError(f"nobody died or left, and yet there is {action}")
 
     def _send(self, number: int, tasks: list[int]) -> None:
-        self._message()
+        self._outcome.messages += 1
+        self._work(self._costs.message)
         for task in tasks:
             self._sent_at[task] = self._now
         packets = [[task] for task in tasks] if self._costs.apart else [tasks]

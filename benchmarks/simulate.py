@@ -7,12 +7,12 @@ FILE]`` runs the workloads of `benchmarks.workloads` on the pretended machine of
 - the makespan over the optimum, which is what no scheduler could do better if messages
   cost nothing. For tasks of 1 µs that is far away for anybody who tells of each one;
 - how long the supervisor was at work, of the whole: at 100 % it is what all wait for;
-- messages for each task, and how many tasks were taken back from an inbox;
+- packets for each task, and how many tasks were taken back from an inbox;
 - the longest that a task lay with a worker before it began, and the longest that it was
   in a packet which that worker had taken, so that nobody else could have it.
 
 A policy is the present one with other values of its constants (``MOST_IN_PACKET=1``), on a
-machine with other `Costs` (``apart=1,message=5e-6``). ``decision=2e-7`` makes a decision
+machine with other `Costs` (``apart=0,message=5e-6``). ``decision=2e-7`` makes a decision
 cost something for each worker, which is left out otherwise, as it says more of the code
 than of the policy; ``--decide`` measures what it is. It is what the simulation itself takes
 long for: a second or so with hundreds of workers, minutes with 10,000.
@@ -36,14 +36,14 @@ from mpkit._pool.schedule import Schedule
 
 #: What is compared unless somebody asks for something else: the policy as it is, without
 #: packets, with shorter and longer ones, with nothing sent ahead of need, and with packets
-#: of which everything that has not begun can be had back.
+#: that a worker takes as a whole.
 POLICIES = [
     "",
     "MOST_IN_PACKET=1",
     "PACKET_SECONDS=0.0002",
     "PACKET_SECONDS=0.005,MOST_IN_PACKET=512",
     "SEND_AHEAD_BELOW=0",
-    "apart=1",
+    "apart=0",
 ]
 WORKERS = [2, 16, 256]
 
@@ -95,7 +95,7 @@ def _parsed(policy: str) -> tuple[dict[str, float], Costs]:
 def table(outcomes: Outcomes) -> str:
     """Return everything, in Markdown."""
     lines = [
-        "| tasks | workers | policy | makespan / optimum | supervisor (%) | messages per task "
+        "| tasks | workers | policy | makespan / optimum | supervisor (%) | packets per task "
         "| taken back | longest wait (ms) | in a packet (ms) |",
         "|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
