@@ -18,7 +18,7 @@ import mpkit
 from mpkit._frames import PACKET
 from mpkit._platform import descriptors
 from mpkit._pool import crew, wire
-from mpkit._pool.shortcut import ENOUGH_UNHEARD, MOST_UNHEARD
+from mpkit._pool.shortcut import ENOUGH_UNHEARD
 from mpkit._wait import Deadline
 from tests import poolwork
 from tests.support import (
@@ -93,25 +93,28 @@ def test_it_catches_up_with_many(pool: mpkit.TaskPool) -> None:
 
 
 def test_one_that_is_busy_is_waited_for_before_there_is_no_room(pool: mpkit.TaskPool) -> None:
-    def ask(count: int) -> None:
-        for number in range(count):
-            assert pool.apply(bytes, (300,)) == bytes(300), number
-
-    thread = threading.Thread(target=ask, args=(5 * MOST_UNHEARD,))
+    """Though it hears of tasks, as it does between two messages: it is to read the reports."""
+    supervisor, asked = supervisor_of(pool), 0
+    (worker,) = supervisor._crew.values()
     with supervisor_held(pool):
-        thread.start()
-        until(lambda: len(supervisor_of(pool)._mailbox))
-        assert len(supervisor_of(pool)._shortcut) == MOST_UNHEARD
-    thread.join(PATIENCE)
-    assert pool.stats().done == 1 + 5 * MOST_UNHEARD
+        while worker.has_room():
+            assert pool.apply(bytes, (300,)) == bytes(300)
+            asked += 1
+            if asked % ENOUGH_UNHEARD == 0:
+                supervisor._take_in()
+        assert asked > ENOUGH_UNHEARD
+        late = in_a_thread(pool, abs, -7)
+        until(lambda: len(supervisor._mailbox))
+    assert late.result(PATIENCE) == 7
+    assert pool.stats().done == 1 + asked + 1
 
 
 def test_a_result_is_unpickled_once(pool: mpkit.TaskPool) -> None:
     before = Unpickled.times
-    for number in range(3 * MOST_UNHEARD):
+    for number in range(5 * ENOUGH_UNHEARD):
         assert pool.apply(Unpickled, (number,)).here == number
     assert pool.submit(abs, -1).result(PATIENCE) == 1  # behind which all were heard of
-    assert Unpickled.times - before == 3 * MOST_UNHEARD
+    assert Unpickled.times - before == 5 * ENOUGH_UNHEARD
 
 
 @pytest.mark.parametrize("size", [0, 100, 1000, 10**6])

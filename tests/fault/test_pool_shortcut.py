@@ -130,6 +130,9 @@ class FakeWorker:
     def written(self) -> int:
         return 0
 
+    def has_room(self) -> bool:
+        return True
+
     def hand(self, task: int, call: bytes, receipt: list[int], *, asked: bool) -> None:
         receipt.append(len(call))
 

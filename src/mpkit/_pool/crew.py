@@ -151,6 +151,10 @@ class Worker:
         """Return how much is in its journal: where the report will be of the next task."""
         return 0 if self.slot is None else self._journals.written(self.slot)
 
+    def has_room(self) -> bool:
+        """Tell whether it may be asked for more, of which the supervisor need not have heard."""
+        return self.slot is None or not self._journals.crowded(self.slot)
+
     def answer(self, task: int, since: int) -> Done | None:
         """Wait until it has done a task that it was asked for, in the thread that has asked.
 

@@ -43,7 +43,8 @@ _LENGTH: Final = struct.Struct("=I")
 _TURN: Final = 0xFFFF_FFFF
 
 #: The report of each task that a worker may have, of the few that are about itself, and twice
-#: what may be lost where a record does not fit at the end. (What `schedule` calls "most in a
+#: what may be lost where a record does not fit at the end. What it is asked for besides, past the
+#: supervisor, is while half of it is free. (What `schedule` calls "most in a
 #: packet" is not imported for that, as a worker needs nothing else of it. A test looks after it.)
 _SIZE: Final = 64 * 1024
 
@@ -142,7 +143,7 @@ def _start(slot: int, slots: int) -> int:
 class Journals:
     """The journals of all workers, as their parent has them.
 
-    For the supervisor's thread only, but `written` and `since`.
+    For the supervisor's thread only, but `written`, `crowded` and `since`.
     """
 
     def __init__(self, slots: int, *, forks: bool) -> None:
@@ -201,6 +202,10 @@ class Journals:
         written = self._counts[1 + slot]
         _in_order()
         return written
+
+    def crowded(self, slot: int) -> bool:
+        """Tell whether so much is unread that nobody is to ask for more past the supervisor."""
+        return self._counts[1 + slot] - self._read[slot] > _SIZE // 2
 
     def since(self, slot: int, read: int) -> list[bytes]:
         """Return the records behind ``read``, or none if they are being written over."""

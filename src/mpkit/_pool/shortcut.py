@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 #: Of so many tasks the supervisor need not have heard. (To wake it costs as much as a task.)
 ENOUGH_UNHEARD = 32
 
-#: And of no more than so many, whatever it is busy with: there is no room for their reports in
-#: the journal of a worker.
-MOST_UNHEARD = 2 * ENOUGH_UNHEARD
-
 
 class Handed:
     """A task that a caller has sent to a worker, or was about to."""
@@ -80,9 +76,11 @@ class Shortcut:
         if not self._idle:
             return None
         with self._sending:
-            if self._closed or not self._idle or len(self._handed) >= MOST_UNHEARD:
+            if self._closed or not self._idle:
                 return None
             number, worker = self._idle.popitem()
+            if not worker.has_room():  # it is offered again when its reports are read
+                return None
             entry.task.set_running_or_notify_cancel()
             handed = Handed(entry, number, worker, asked=asked)
             self._handed.append(handed)  # first, so that it is known before it is reported
