@@ -27,6 +27,7 @@ says what it does: it declines.
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import threading
 from multiprocessing.reduction import DupFd
@@ -55,6 +56,15 @@ _BLOCK: Final = 8 * 16
 _MOST_TASKS: Final = 1 << 16
 
 _turnstile = threading.Lock()
+
+
+def _renew_turnstile() -> None:
+    global _turnstile
+    _turnstile = threading.Lock()
+
+
+# Some thread of the parent may have held it, which is not in the child to let go.
+os.register_at_fork(after_in_child=_renew_turnstile)
 
 
 def _in_order() -> None:

@@ -143,11 +143,14 @@ def encode_declined(packet: int, index: int) -> bytes:
 
 
 def decode_records(records: deque[bytes]) -> list[Done] | Declined:
-    """Take the first records of a journal, none of which is empty; return what they say."""
+    """Take the first records of a journal that are of one kind; return what they say.
+
+    The first one is not empty. Those that are say nothing, and end what is taken.
+    """
     if records[0].startswith(_DECLINED):
         return Declined(*_DECLINED_WHOLE.unpack(records.popleft())[1:])
     dones: list[Done] = []
-    while records and records[0].startswith(_DONE):
+    while records and records[0] and not records[0].startswith(_DECLINED):
         dones.append(decode_done(records.popleft()))
     return dones
 
