@@ -33,7 +33,7 @@ from tests.support import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mpkit._link import Link
 
@@ -374,6 +374,45 @@ def test_who_is_late_to_listen_does_not_wait_for_a_ring_that_another_has_taken(
 
     monkeypatch.setattr(engine, "check_waiter", late)
     assert in_a_thread(pool, abs, -7).result(PATIENCE) == 7
+
+
+class InterruptedLock:
+    """As one for which a thread waits when a Ctrl-C comes."""
+
+    def __init__(self, lock: Any, comes: Callable[[], bool]) -> None:
+        self._lock = lock
+        self._comes = comes
+
+    def __enter__(self) -> None:
+        if self._comes():
+            raise KeyboardInterrupt
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.mark.parametrize("when", [0, 1, 2])
+def test_a_worker_is_offered_again_whose_caller_was_interrupted(
+    when: int, pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While he waited for a lock: to send, to listen, to let the next one have the worker."""
+    shortcut = supervisor_of(pool)._shortcut
+    left = when
+
+    def comes() -> bool:
+        nonlocal left
+        ours = threading.current_thread() is threading.main_thread()
+        left -= ours
+        return ours and left == -1
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shortcut, "_sending", InterruptedLock(shortcut._sending, comes))
+        with pytest.raises(KeyboardInterrupt):
+            pool.apply(abs, (-1,))
+    assert pool.submit(abs, -1).result(PATIENCE) == 1
+    wait_for_an_offer(pool)
+    assert pool.apply(abs, (-1,)) == 1
 
 
 def test_a_callback_of_the_pool_cannot_wait_for_it(pool: mpkit.TaskPool) -> None:

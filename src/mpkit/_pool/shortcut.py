@@ -30,7 +30,17 @@ ENOUGH_UNHEARD = 32
 class Handed:
     """A task that a caller has sent to a worker, or was about to."""
 
-    __slots__ = ("asked", "entry", "heard", "number", "offered", "receipt", "since", "worker")
+    __slots__ = (
+        "asked",
+        "entry",
+        "heard",
+        "listens",
+        "number",
+        "offered",
+        "receipt",
+        "since",
+        "worker",
+    )
 
     def __init__(self, entry: Entry, number: int, worker: Worker, *, asked: bool) -> None:
         self.entry = entry
@@ -44,6 +54,8 @@ class Handed:
         self.receipt: list[int] = []
         #: Whether the supervisor has heard of it, or wants the worker.
         self.heard = False
+        #: Whether its caller listens to the worker, or is about to.
+        self.listens = True
         #: Whether the next caller may have the worker, as soon as this one listens no more.
         self.offered = False
 
@@ -90,18 +102,21 @@ class Shortcut:
     def answer(self, handed: Handed) -> Done | None:
         """Wait for the answer to what was sent; None if the supervisor will have it."""
         number, done = handed.number, None
-        with self._sending:
-            if handed.heard:  # others may have had the worker meanwhile, and have taken the ring
-                return None
-            self._asked[number] = handed
         try:
+            with self._sending:
+                if handed.heard:  # others may have had the worker meanwhile, and taken the ring
+                    return None
+                self._asked[number] = handed
             done = handed.worker.answer(handed.entry.task.number, handed.since)
         finally:
+            # Who is interrupted while he waits for the lock leaves the rest to the supervisor.
+            handed.listens = False
             with self._sending:
-                del self._asked[number]
-                done_unheard = done is not None and not handed.heard
-                if (handed.offered or done_unheard) and not self._closed:
-                    self._idle[number] = handed.worker
+                if self._asked.get(number) is handed:
+                    del self._asked[number]
+                    done_unheard = done is not None and not handed.heard
+                    if (handed.offered or done_unheard) and not self._closed:
+                        self._idle[number] = handed.worker
         return done
 
     def close(self) -> None:
@@ -128,8 +143,8 @@ class Shortcut:
         with self._sending:
             if self._taken(number):
                 return
-            if number in self._asked:
-                self._asked[number].offered = True
+            if asked := self._listening(number):
+                asked[0].offered = True
             else:
                 self._idle[number] = worker
 
@@ -138,13 +153,20 @@ class Shortcut:
         with self._sending:
             self._idle.pop(number, None)
             taken = self._taken(number)
-            asked = [self._asked[number]] if number in self._asked else []
-            for handed in taken + asked:
+            for handed in taken + self._listening(number):
                 handed.heard, handed.offered = True, False
             return not taken
 
     def _taken(self, number: int) -> list[Handed]:
         return [handed for handed in self._handed if handed.number == number]
+
+    def _listening(self, number: int) -> list[Handed]:
+        """Return what a caller waits for who listens to this worker; forget one that did."""
+        asked = self._asked.get(number)
+        if asked is None or not asked.listens:
+            self._asked.pop(number, None)
+            return []
+        return [asked]
 
     def handed(self) -> Iterator[Handed]:
         """Yield what callers have taken upon themselves."""
