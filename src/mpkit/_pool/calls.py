@@ -14,7 +14,7 @@ from mpkit._pool.asked import Asked
 from mpkit._pool.gather import Gather
 from mpkit._pool.options import whole_number
 from mpkit._pool.results import AHEAD, Results
-from mpkit._pool.slices import MANY, SLICE_SECONDS
+from mpkit._pool.slices import MANY, SLICE_SECONDS, Bounds
 from mpkit._pool.task import Task
 
 if TYPE_CHECKING:
@@ -396,6 +396,6 @@ class _Parts(Generic[R]):
         task = self._calls._task(self._name)
         # With a timeout after each item, or long ones behind many short ones would exceed it.
         most = MANY if self._calls._options.timeout is None else 1
-        what = packing.Part(part.packed, part.start, part.stop, part.seconds, most)
+        what = packing.Part(part.packed, Bounds(part.start, part.stop, part.seconds, most))
         self._submit_part(task, what, part.start > 0)  # the pool may have been closed meanwhile
         return task

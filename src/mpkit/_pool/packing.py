@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from mpkit import _parcel
 from mpkit._call import PARTS
 from mpkit._parcel import Parcel
-from mpkit._pool.slices import MANY, run_slice
+from mpkit._pool.slices import Bounds, run_slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,14 +74,11 @@ class Part(NamedTuple):
     """The call of `slices.run_slice` for some items of a chunk."""
 
     chunk: Chunk
-    start: int
-    stop: int
-    seconds: float
-    most: int = MANY
+    bounds: Bounds
 
     def seal(self) -> tuple[bytes, Parcel | None]:
         """Return what `pack` does of a call."""
-        head = _PART_HEAD.pack(_PART, *self[1:]) + self.chunk.head
+        head = _PART_HEAD.pack(_PART, *self.bounds) + self.chunk.head
         parcel = Parcel()
         parcel.hold(self.chunk.stream)
         return _sealed(head, parcel)
@@ -105,9 +102,9 @@ def unpack(data: bytes, fds: list[int]) -> tuple[Callable[..., Any], Any, Any]:
     """Return the function and the arguments of a call. Raises what unpickling raises."""
     length = data[0]
     if length == _PART[0]:
-        _, *limits = _PART_HEAD.unpack_from(data)
+        _, *bounds = _PART_HEAD.unpack_from(data)
         fn, (chunk, star), _ = unpack(data[_PART_HEAD.size :], fds)
-        return run_slice, (fn, chunk, star, *limits), {}
+        return run_slice, (fn, chunk, star, Bounds(*bounds)), {}
     if not length:
         fn, args, kwargs = _parcel.unpack(data, fds, 1)
         return fn, args, kwargs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -22,20 +22,26 @@ _FEW: Final = 64
 MANY: Final = 4096
 
 
-def run_slice(
-    fn: Callable[..., Any],
-    chunk: Sequence[Any],
-    star: bool,
-    start: int,
-    stop: int,
-    seconds: float,
-    most: int = MANY,
-) -> tuple[list[Any], float]:
-    """Call ``fn`` with items of a chunk, for so many ``seconds``, and at least with one.
+class Bounds(NamedTuple):
+    """Which items of a chunk: from ``start``, up to ``stop`` or until ``seconds`` have passed.
 
-    Returns the results of those for which there was time, and the seconds that one took. The
-    clock is looked at after ``most`` items at the latest.
+    The clock is looked at after ``most`` items at the latest.
     """
+
+    start: int
+    stop: int
+    seconds: float
+    most: int = MANY
+
+
+def run_slice(
+    fn: Callable[..., Any], chunk: Sequence[Any], star: bool, bounds: Bounds
+) -> tuple[list[Any], float]:
+    """Call ``fn`` with items of a chunk, and at least with one.
+
+    Returns the results of those for which there was time, and the seconds that one took.
+    """
+    start, stop, seconds, most = bounds
     items = itertools.islice(chunk, start, stop)
     values: list[Any] = []
     done, stride = 0, 1
