@@ -56,7 +56,10 @@ _NO_ANSWERS = wire.encode_ring(0)
 
 
 class Worker:
-    """Starts a process, and speaks with it. For the supervisor thread, but `hand` and `recall`."""
+    """Starts a process, and speaks with it.
+
+    For the supervisor thread, but what callers use: `hand`, `has_room`, `answer` and `recall`.
+    """
 
     def __init__(
         self, context: BaseContext, journals: Journals, init: Call | None, *, report_memory: bool
