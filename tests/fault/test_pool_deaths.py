@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import select
 import signal
@@ -21,6 +22,7 @@ from tests.support import PATIENCE, can_kill_in_c, exists, stopped, supervisor_o
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import FrameType
 
 #: How a call ends, what its task raises, and what the message says. (More in the table.)
 RUNNING: dict[str, tuple[type[BaseException], str]] = {
@@ -341,3 +343,23 @@ def test_a_forgotten_pool_ends_with_its_program_and_says_where_it_was_made(
     assert done.returncode == (1 if how == "raise" else 0), done.stderr
     assert f"{program}:8: ResourceWarning" in done.stderr
     assert done.stderr.count("Traceback") == (1 if how == "raise" else 0)
+
+
+_kept: list[socket.socket] = []
+
+
+def put_something_in_place_of_the_inbox() -> int:
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None and "inbox" not in frame.f_locals:
+        frame = frame.f_back
+    assert frame is not None
+    _kept[:] = socket.socketpair()  # or it would be the end of one
+    return os.dup2(_kept[0].fileno(), frame.f_locals["inbox"].fd)
+
+
+def test_a_worker_whose_inbox_is_something_else_is_replaced(start_method: str) -> None:
+    """It would wait for tasks where none come, and they for it."""
+    with mpkit.TaskPool(1) as pool:
+        for _ in range(2):
+            pool.submit(put_something_in_place_of_the_inbox).result(PATIENCE)
+            assert pool.submit(abs, -1).result(PATIENCE) == 1

@@ -68,6 +68,7 @@ def main(
         while True:
             # Not in the call that takes a packet: if a thread that some task left behind has
             # closed our descriptors meanwhile, the packet stays where it can be had back.
+            reports.check_inbox()
             wait()
             packet = inbox.receive()
             assert packet is not None  # there is no deadline
@@ -172,10 +173,14 @@ class Reports:
         """Note where in the journal belongs what was sent."""
         self._write(b"")
 
-    def ring(self, task: int) -> None:
-        """Tell who has asked for a task that it was reported."""
+    def check_inbox(self) -> None:
+        """Raise LinkDown if some task has put something else in its place: nothing would come."""
         if _identity(self._inbox.fd) != self._bell:
             raise LinkDown
+
+    def ring(self, task: int) -> None:
+        """Tell who has asked for a task that it was reported."""
+        self.check_inbox()
         # If nobody takes what we say, there is no room, and nobody waits.
         self._inbox.send(wire.encode_ring(task), (), _NOW)
 
