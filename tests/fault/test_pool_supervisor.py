@@ -314,3 +314,52 @@ def test_tasks_that_are_taken_back_all_the_time_run_once(start_method: str, tmp_
         for task in tasks:
             task.result(PATIENCE)
     assert sorted(map(int, poolwork.notes(path))) == list(range(600))
+
+
+EMPTIED_MEANWHILE = """
+import multiprocessing, signal, threading, time
+from mpkit._pool import crew, journal, packing, wire
+from mpkit._process import Call
+from tests.support import until
+
+data, _ = packing.pack(Call(time.sleep, (60,), {}))
+journals = journal.Journals(1, forks=True)
+worker = crew.Worker(multiprocessing.get_context("fork"), journals, None, report_memory=False)
+
+def send(*tasks):
+    assert worker.send([wire.Load(task, data) for task in tasks], [])
+
+class Slow:
+    def send(self, *args):
+        sent = inbox.send(*args)
+        caller.start()
+        caller.join(0.1)
+        return sent
+
+caller = threading.Thread(target=worker.recall, args=(3, lambda: None, lambda task: None))
+send(1, 2)
+until(lambda: journals._begun(0, 1))
+inbox, worker._inbox = worker._inbox, Slow()
+send(3, 4)
+worker._inbox = inbox
+caller.join()
+print(worker.take_back(), worker.take_back())
+worker.child.signal(signal.SIGKILL)
+worker.child.join(None)
+worker.close()
+journals.close()
+"""
+
+
+@pytest.mark.skipif(not descriptors.HAS_PACKETS, reason="what is in a stream cannot be had back")
+def test_what_a_caller_takes_out_just_as_it_is_sent_comes_back_once() -> None:
+    """He did not know of the packet yet. It came back from there, and as if it was taken."""
+    ran = subprocess.run(
+        [sys.executable, "-c", EMPTIED_MEANWHILE],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert (ran.stderr, ran.stdout) == ("", "[2, 3, 4] []\n")

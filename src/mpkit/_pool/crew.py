@@ -130,14 +130,17 @@ class Worker:
         # Only of several can some be taken back, and only what has a journal knows of that.
         number = next(self._numbers) if len(loads) > 1 and self.slot is not None else 0
         packet = wire.encode_run(loads, number=number)
-        try:
-            sent = self._inbox.send(packet, fds, _NOW)
-        except LinkDown:  # its death will be told by its sentinel
-            return False
-        if sent and number:
-            self._packets[number] = [load.task for load in loads]
-            if len(self._packets) > MOST_PACKETS:
-                self._packets.pop(next(iter(self._packets)), None)
+        # Or who empties the inbox in between would forget a packet that is not noted yet, and
+        # that would be taken for the latest that it has taken, when it never can.
+        with self._shared:
+            try:
+                sent = self._inbox.send(packet, fds, _NOW)
+            except LinkDown:  # its death will be told by its sentinel
+                return False
+            if sent and number:
+                self._packets[number] = [load.task for load in loads]
+                if len(self._packets) > MOST_PACKETS:
+                    del self._packets[next(iter(self._packets))]
         if sent and fds:
             self.bulky.update(load.task for load in loads)
         if sent and not descriptors.HAS_PACKETS:
