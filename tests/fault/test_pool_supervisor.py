@@ -17,6 +17,7 @@ import pytest
 
 import mpkit
 from mpkit._platform import descriptors
+from mpkit._pool.journal import _MOST_TASKS, Journal, Journals
 from tests import poolwork
 from tests.support import PATIENCE, expect_short_tasks, supervisor_held, supervisor_of, until
 
@@ -363,3 +364,51 @@ def test_what_a_caller_takes_out_just_as_it_is_sent_comes_back_once() -> None:
         check=False,
     )
     assert (ran.stderr, ran.stdout) == ("", "[2, 3, 4] []\n")
+
+
+@pytest.mark.skipif(not descriptors.HAS_PACKETS, reason="what is in a stream cannot be had back")
+def test_what_is_killed_ends_though_it_lies_behind_a_task_that_is_declined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That the worker ran it by then was not looked at: it ran for ever."""
+    noted, looks = mpkit.Signal(), mpkit.Signal()
+    begin_task, begun, misses = Journal.begin_task, Journals._begun, [True]
+
+    def begin_slowly(journal: Journal, packet: int, index: int) -> bool:
+        if index == 3 and not noted.is_set():
+            journal._counts[journal._begun] = packet * _MOST_TASKS + index + 1
+            noted.set()
+            looks.wait(PATIENCE)
+        return begin_task(journal, packet, index)
+
+    def begun_before(journals: Journals, slot: int, packet: int) -> int:
+        count = begun(journals, slot, packet)
+        return count - 1 if count == 4 and noted.is_set() and misses and misses.pop() else count
+
+    monkeypatch.setattr(Journal, "begin_task", begin_slowly)
+    monkeypatch.setattr(Journals, "_begun", begun_before)
+    with mpkit.TaskPool(2, context="fork") as pool:
+        supervisor = supervisor_of(pool)
+        workers = supervisor._schedule._workers
+        until(lambda: all(worker.started for worker in workers.values()))
+        with supervisor_held(pool):
+            expect_short_tasks(pool)
+            short = [pool.submit(abs, -number) for number in range(40)]
+        assert noted.wait(PATIENCE)
+        until(lambda: supervisor._schedule._sent == 1)
+        (slow,) = (number for number, worker in workers.items() if worker.tasks)
+        signals = [mpkit.Signal() for _ in range(3)]
+        with supervisor_held(pool):
+            expect_short_tasks(pool)
+            long = [pool.submit(poolwork.tell_and_wait, began, mpkit.Signal()) for began in signals]
+        until(lambda: all(task.running() for task in long[:2]))
+        place = [supervisor._ledger.get(task.number).worker for task in long].index(slow)
+        with supervisor_held(pool):
+            looks.set()
+            assert signals[place].wait(PATIENCE)
+            assert long[place].kill()
+        with pytest.raises(mpkit.WorkerDied, match="killed by Task.kill"):
+            long[place].result(PATIENCE)
+        for task in long:
+            task.kill()
+        assert [task.result(PATIENCE) for task in short] == list(range(40))

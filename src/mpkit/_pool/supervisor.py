@@ -330,6 +330,7 @@ class Supervisor:
                 case wire.Declined(packet, place):
                     if tasks := worker.declined(packet, place):
                         self._dispatch.returned(number, tasks)
+                        self._warden.strike(number)  # nor did it run that one
                 case wire.Ready() if not self._schedule.has_started(number):
                     self._schedule.started(number)
                 case wire.InitFailed(error) if not self._schedule.has_started(number):
