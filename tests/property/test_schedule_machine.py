@@ -28,6 +28,10 @@ class FakeWorker:
         self.started = False
         self.retired = False
         self.received = 0
+        #: Whether it notes what it begins, so that of what it has taken the rest can come back.
+        self.notes = False
+        #: What it may have begun, and may not, when that was done.
+        self.may_decline: int | None = None
 
     def held(self) -> list[int]:
         return [*self.taken, *itertools.chain(*self.inbox)]
@@ -119,6 +123,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.refused = 0
         number = next(self.numbers)
         self.workers[number] = FakeWorker()
+        self.workers[number].notes = number % 3 > 0
         self.schedule.spawned(number)
 
     def send(self, number: int, tasks: list[int]) -> None:
@@ -160,6 +165,14 @@ class ScheduleMachine(RuleBasedStateMachine):
         worker = self.workers[number]
         tasks = list(itertools.chain(*worker.inbox))
         worker.inbox.clear()
+        if worker.notes and worker.taken:
+            worker.may_decline, *behind = worker.taken
+            worker.taken = deque([worker.may_decline])
+            tasks = behind + tasks
+        self.came_back(number, tasks)
+
+    def came_back(self, number: int, tasks: list[int]) -> None:
+        worker = self.workers[number]
         worker.received -= len(tasks)
         self.waiting.update(tasks)
         self.schedule.returned(number, tasks)
@@ -242,6 +255,15 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.cancelled.add(data.draw(st.sampled_from(tasks)))
         self.act()
 
+    @rule(index=st.integers(0, 9))
+    def decline(self, index: int) -> None:
+        """A worker sees that it must not begin with what it was about to begin."""
+        for number in sorted(self.workers)[index % 4 :]:
+            worker = self.workers[number]
+            if worker.taken and worker.may_decline == worker.taken[0]:
+                self.came_back(number, [worker.taken.popleft()])
+        self.act()
+
     @precondition(lambda self: self.resting)
     @rule(data=st.data())
     def resume(self, data: st.DataObject) -> None:
@@ -272,28 +294,33 @@ class ScheduleMachine(RuleBasedStateMachine):
         times=st.integers(1, 5),
         which=st.integers(0, 1),
         ends=st.sampled_from(["well", "well", "badly", "badly, and rests"]),
+        at_once=st.sampled_from([1, 1, 2, 5, 80]),
     )
-    def work_for_a_while(self, index: int, times: int, which: int, ends: str) -> None:
+    def work_for_a_while(self, index: int, times: int, which: int, ends: str, at_once: int) -> None:
         number = self.busiest() if index > 6 else self.some(index)
         for _ in range(times):
             if number in self.workers and self.workers[number].started:
-                self.work(number, self.seconds[which], ends)
+                self.work(number, self.seconds[which], ends, at_once)
 
-    def work(self, number: int, seconds: float, ends: str = "well") -> None:
-        """A worker takes a packet if it has none, and reports a task."""
+    def work(self, number: int, seconds: float, ends: str = "well", at_once: int = 1) -> None:
+        """A worker takes a packet if it has none, and reports a task; or so many, if it can."""
         worker = self.workers[number]
-        if not worker.taken and worker.inbox:
-            worker.taken.extend(worker.inbox.popleft())
-        if worker.taken:
-            task = worker.taken.popleft()
-            assert self.schedule.running(number) == task
+        done: list[int] = []
+        while len(done) < at_once and (worker.taken or worker.inbox):
+            if not worker.taken:
+                worker.taken.extend(worker.inbox.popleft())
+            done.append(worker.taken.popleft())
+        if done:
+            assert self.schedule.running(number) == done[0]
             self.short_ones |= seconds < SEND_AHEAD_BELOW
-            assert self.schedule.finished(number, [task, -1], seconds) == 1, "which it never had"
-            if ends == "well":
-                self.ran[task] += 1
-                self.end(task, "finished")
-            else:
-                self.fail(task, "failed", rests=ends == "badly, and rests")
+            count = self.schedule.finished(number, [*done, -1, *worker.held()], seconds)
+            assert count == len(done), "what comes behind one that it never had is not true"
+            for task in done:
+                if ends == "well":
+                    self.ran[task] += 1
+                    self.end(task, "finished")
+                else:
+                    self.fail(task, "failed", rests=ends == "badly, and rests")
             self.act()
 
     @precondition(lambda self: self.workers)
