@@ -75,8 +75,8 @@ class Mailbox:
         return [self._submissions.popleft() for _ in range(len(self._submissions))]
 
     def messages(self) -> Iterator[Callable[[], None]]:
-        """Take out what is to be called."""
-        while self._messages:
+        """Take out what is to be called, and was there already: others may go on for ever."""
+        for _ in range(len(self._messages)):
             yield self._messages.popleft()
 
     def end(self) -> None:
