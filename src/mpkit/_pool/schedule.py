@@ -269,8 +269,8 @@ class Schedule:
 
     @property
     def backlog(self) -> bool:
-        """Whether tasks wait, since all workers have enough."""
-        return self._queued > 0
+        """Whether so many tasks wait that nobody would be sent more if there were others."""
+        return 0 < self._queued >= self._packet() * len(self._workers)
 
     @property
     def idle(self) -> bool:
@@ -369,13 +369,19 @@ class Schedule:
 
     def _depth(self) -> int:
         """How many unreported tasks a worker may have."""
-        seconds = self._seconds
-        if seconds is None or seconds >= SEND_AHEAD_BELOW:
+        packet = self._packet()
+        if not packet:
             return 1
         # A share at most, lest the first worker takes all and the others idle.
         share = -(-self._queued // max(1, len(self._workers)))
-        packet = min(MOST_IN_PACKET, int(PACKET_SECONDS / max(seconds, 1e-9)), share)
-        return 2 * max(1, packet)
+        return 2 * max(1, min(packet, share))
+
+    def _packet(self) -> int:
+        """How many tasks to send at a time, if there are enough; 0 if none ahead of need."""
+        seconds = self._seconds
+        if seconds is None or seconds >= SEND_AHEAD_BELOW:
+            return 0
+        return min(MOST_IN_PACKET, int(PACKET_SECONDS / max(seconds, 1e-9))) or 1
 
     def _next_packet(self, state: _Worker, room: int) -> list[int]:
         """Take tasks for a worker from the queues."""

@@ -247,7 +247,7 @@ class Supervisor:
 
     def _next_round(self) -> float | None:
         """Return the time (of `time.monotonic`) at which there is something to do anyway."""
-        # While tasks wait there is nobody who could be sent others.
+        # While so many tasks wait there is nobody who could be sent others.
         self._mailbox.patient = self._schedule.backlog
         if len(self._mailbox) and not self._schedule.backlog:
             return 0.0  # that came while it was patient
