@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 PROGRAM = """
 import asyncio, multiprocessing, sys, threading, time
 import mpkit
-from mpkit._pool import supervisor
+from mpkit._pool import roster
 
-supervisor.GRACE = 3600.0  # nobody is to need it
+roster.GRACE = 3600.0  # nobody is to need it
 
 def work(began):
     began.set()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLOCKS = (
-    "mpkit._pool.supervisor.GRACE",
+    "mpkit._pool.roster.GRACE",
     "mpkit._pool.warden.GRACE",
     "mpkit._pool.warden.BETWEEN_LOOKS",
     "mpkit._pool.verdict.TRY_AGAIN",

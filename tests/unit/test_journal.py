@@ -204,10 +204,10 @@ if not os.fork():
         journal.write(b"%d %d" % (packet, begun))
     os._exit(0)
 
-met = 0
 for packet in range(1, ROUNDS + 1):
     os.write(writer, b"!")
-    for _ in range(random.randrange(200)):
+    after = random.randrange(SIZE)  # or when it has done all, as we may be late
+    while journals._begun(slot, packet) < after and not journals.unread(slot):
         pass
     first = journals.take_back(slot, packet)
     while not journals.unread(slot):
@@ -217,8 +217,7 @@ for packet in range(1, ROUNDS + 1):
     # What it has begun is not ours; and what it has not, the last one before ours or not at
     # all, it says.
     assert begun in (first, first - 1), (packet, first, begun)
-    met += 0 < begun < SIZE
-print(met > 0)
+print("each by one of us")
 """
 
 
@@ -226,4 +225,4 @@ def test_no_task_is_begun_by_both_or_none_however_they_meet() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", RACE], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
-    assert ran.stdout == "True\n", ran.stderr
+    assert ran.stdout == "each by one of us\n", ran.stderr
