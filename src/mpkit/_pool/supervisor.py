@@ -225,6 +225,8 @@ class Supervisor:
             return
         try:
             while not self._schedule.over:
+                # While so many tasks wait there is nobody who could be sent others.
+                self._mailbox.patient = self._schedule.backlog
                 when = self._next_round()
                 for number in self._roster.wait(when):
                     self._read_reports(number, listen=False)
@@ -247,9 +249,7 @@ class Supervisor:
 
     def _next_round(self) -> float | None:
         """Return the time (of `time.monotonic`) at which there is something to do anyway."""
-        # While so many tasks wait there is nobody who could be sent others.
-        self._mailbox.patient = self._schedule.backlog
-        if len(self._mailbox) and not self._schedule.backlog:
+        if len(self._mailbox) and not self._mailbox.patient:
             return 0.0  # that came while it was patient
         times = self._warden.next_round(), self._verdict.next_try()
         return min((when for when in times if when is not None), default=None)
