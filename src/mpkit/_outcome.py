@@ -110,13 +110,9 @@ def unpack_result(what: Name, data: bytes, fds: list[int], start: int = 0) -> An
     try:
         return _parcel.unpack(data, fds, start)
     except BaseException as error:
-        note_unpickling(error, _pickling.text(what))
+        name = _pickling.text(what)
+        error.add_note(f"(raised here while the result of {name} was unpickled)")
         raise
-
-
-def note_unpickling(error: BaseException, what: str) -> None:
-    """Have an error say that it was raised while a result was unpickled."""
-    error.add_note(f"(raised here while the result of {what} was unpickled)")
 
 
 class Raised(NamedTuple):

@@ -147,6 +147,8 @@ def test_what_a_result_raises_here_is_the_same_by_both_ways(how: str, pool: mpki
     submitted = pool.submit(poolwork.return_a_bad_arrival, how).exception(PATIENCE)
     assert isinstance(asked, Exception)
     assert type(asked) is type(submitted)
+    assert type(asked.__cause__) is type(submitted.__cause__)
+    assert asked.__context__ is submitted.__context__ is None
 
 
 def test_a_pool_that_was_asked_and_forgotten_ends(start_method: str) -> None:

@@ -101,11 +101,7 @@ class LightFuture(Future[R]):
 
     def set_running_or_notify_cancel(self) -> bool:
         """Not for users: have it run; False if it was cancelled, and those who wait know that."""
-        with _lock:  # as in `_changes`, without a call
-            light = self._made_condition is None and self._state == _PENDING
-            if light:
-                self._state = _RUNNING
-        return light or super().set_running_or_notify_cancel()
+        return self._changes(_PENDING, _RUNNING) or super().set_running_or_notify_cancel()
 
     def wait_again(self) -> None:
         """Not for users: it runs no more. A Future knows no way back."""
@@ -116,19 +112,14 @@ class LightFuture(Future[R]):
 
     def set_result(self, result: R) -> None:
         """Not for users: the pool sets results."""
-        with _lock:  # as in `_changes`, without a call
-            light = self._made_condition is None and self._state == _RUNNING
-            if light:
-                self._result = result
-                self._state = _FINISHED
-        if not light:
+        if not self._changes(_RUNNING, _FINISHED, result):
             super().set_result(result)
         elif self._made_callbacks:
             self._call_back()
 
     def set_exception(self, exception: BaseException | None) -> None:
         """Not for users: the pool sets exceptions."""
-        if not self._changes(_RUNNING, _FINISHED, exception):
+        if not self._changes(_RUNNING, _FINISHED, None, exception):
             super().set_exception(exception)
         elif self._made_callbacks:
             self._call_back()
@@ -146,11 +137,16 @@ class LightFuture(Future[R]):
         invoke: Any = getattr(self, "_invoke_callbacks")  # noqa: B009  typeshed knows nothing of it
         invoke()
 
-    def _changes(self, old: str, new: str, exception: BaseException | None = None) -> bool:
+    def _changes(
+        self, old: str, new: str, result: Any = None, exception: BaseException | None = None
+    ) -> bool:
         """Change the state from ``old``, if there is no condition by which to tell anybody."""
         with _lock:
             if self._made_condition is not None or self._state != old:
                 return False
-            self._exception = exception
+            if result is not None:  # else it has what all have
+                self._result = result
+            if exception is not None:
+                self._exception = exception
             self._state = new
             return True

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpkit import _outcome
+from mpkit import _outcome, _pickling
 from mpkit._pool import wire
 from mpkit._pool.task import Task, is_ctrl_c
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mpkit._pickling import Name
 
 R = TypeVar("R")
 
@@ -37,17 +39,23 @@ class Asked(Task[R]):
             done = answer()
             if done is not None:
                 self._pool = None  # the supervisor may sleep until the pool is garbage
-                return self._unpacked(done)
+                result: R = unpacked(lambda: self.name, done, [])
+                return result
         return super().result(timeout)
 
-    def _unpacked(self, done: wire.Done) -> R:
-        try:
-            result: R = _outcome.unpack_result(lambda: self.name, done.data, [], wire.DONE_SIZE)
-        except Exception:
+
+def unpacked(name: Name, done: wire.Done, fds: list[int]) -> Any:
+    """Return the result in a report; raise what unpickling it raised, which is user code.
+
+    That is an Exception, or a real Ctrl-C. The exit that user code asks for is not that of who
+    asks for the result, nor of the supervisor.
+    """
+    try:
+        return _outcome.unpack_result(name, done.data, fds, wire.DONE_SIZE)
+    except Exception:
+        raise
+    except BaseException as error:
+        if is_ctrl_c(error):
             raise
-        except BaseException as error:
-            if is_ctrl_c(error):
-                raise
-            # As from the supervisor: the exit that user code asks for is not the caller's.
-            raise _outcome.Raised.of(self.name, error).error() from None
-        return result
+        raised = _outcome.Raised.of(_pickling.text(name), error)
+    raise raised.error()  # here, or it would have that one as its context, with all its frames

@@ -72,10 +72,15 @@ class Ledger:
             entry.task.cancel()
         if entry.task.set_running_or_notify_cancel():
             return entry
-        del self._entries[number]
+        self._forget(number)
+        return None
+
+    def _forget(self, number: int) -> Entry:
+        """A task is not to be sent any more, nor what belongs to it."""
+        entry = self._entries.pop(number)
         if entry.parcel is not None:
             entry.parcel.close()
-        return None
+        return entry
 
     def sent(self, numbers: Sequence[int], worker: int, pid: int) -> None:
         """Tasks were sent to a worker: their time runs."""
@@ -160,10 +165,7 @@ class Ledger:
 
     def settle(self, number: int, value: Any, error: BaseException | None) -> None:
         """A task has its outcome."""
-        entry = self._entries.pop(number)
-        if entry.parcel is not None:
-            entry.parcel.close()
-        task = entry.task
+        task = self._forget(number).task
         if not (task.running() or task.set_running_or_notify_cancel()):
             return
         if error is not None:

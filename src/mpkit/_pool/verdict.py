@@ -6,10 +6,11 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from mpkit import _outcome, _parcel
+from mpkit import _outcome
 from mpkit._errors import WorkerDied, WorkerInitError
 from mpkit._platform import memory
 from mpkit._pool import wire
+from mpkit._pool.asked import unpacked
 
 if TYPE_CHECKING:
     from mpkit._pool.crew import Worker
@@ -71,12 +72,8 @@ class Verdict:
             self._failed(task, _unpack_error(done.data, fds, wire.DONE_SIZE))
             return
         try:
-            value = _parcel.unpack(done.data, fds, wire.DONE_SIZE)
+            value = unpacked(lambda: self._ledger[task].task.name, done, fds)
         except BaseException as error:  # noqa: BLE001  unpickling is user code
-            what = self._ledger[task].task.name
-            _outcome.note_unpickling(error, what)
-            if not isinstance(error, Exception):  # nor may it end who asks for the result
-                error = _outcome.Raised.of(what, error).error()
             self._failed(task, error)
         else:
             self._ledger.settle(task, value, None)
