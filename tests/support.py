@@ -130,6 +130,23 @@ def expect_short_tasks(pool: mpkit.TaskPool) -> None:
 
 
 @contextlib.contextmanager
+def idle_pool() -> Iterator[mpkit.TaskPool]:
+    """Make a pool whose only worker has nothing to do, and may be taken by a caller."""
+    from mpkit import TaskPool  # here, lest all children that tests start import it
+
+    with TaskPool(1) as pool:
+        pool.submit(abs, -1).result(PATIENCE)
+        wait_for_an_offer(pool)
+        yield pool
+
+
+def wait_for_an_offer(pool: mpkit.TaskPool) -> None:
+    """Wait until the supervisor of a pool lets callers have an idle worker."""
+    supervisor = supervisor_of(pool)
+    until(lambda: supervisor._shortcut._idle)
+
+
+@contextlib.contextmanager
 def supervisor_held(pool: mpkit.TaskPool) -> Iterator[None]:
     """Have the supervisor of a pool do nothing: what is submitted meanwhile comes at once."""
     supervisor = supervisor_of(pool)

@@ -25,11 +25,13 @@ from tests.support import (
     PATIENCE,
     asleep,
     exists,
+    idle_pool,
     python,
     stopped,
     supervisor_held,
     supervisor_of,
     until,
+    wait_for_an_offer,
 )
 
 if TYPE_CHECKING:
@@ -42,17 +44,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def wait_for_an_offer(pool: mpkit.TaskPool) -> None:
-    supervisor = supervisor_of(pool)
-    until(lambda: supervisor._shortcut._idle)
-
-
 @pytest.fixture
 def pool(start_method: str) -> Iterator[mpkit.TaskPool]:
-    """One whose only worker has nothing to do, which its supervisor knows."""
-    with mpkit.TaskPool(1) as pool:
-        pool.submit(abs, -1).result(PATIENCE)
-        wait_for_an_offer(pool)
+    with idle_pool() as pool:
         yield pool
 
 
@@ -220,9 +214,7 @@ def test_who_waits_is_woken_when_what_waits_is_cancelled(pool: mpkit.TaskPool) -
 
 
 def test_who_waits_is_woken_when_the_pool_is_terminated(start_method: str) -> None:
-    with mpkit.TaskPool(1) as pool:
-        pool.submit(abs, -1).result(PATIENCE)
-        wait_for_an_offer(pool)
+    with idle_pool() as pool:
         began = mpkit.Signal()
         asked = in_a_thread(pool, poolwork.sleep_for_ever, began)
         assert began.wait(PATIENCE)
@@ -232,9 +224,7 @@ def test_who_waits_is_woken_when_the_pool_is_terminated(start_method: str) -> No
 
 
 def test_a_pool_that_is_closed_waits_for_it(start_method: str) -> None:
-    with mpkit.TaskPool(1) as pool:
-        pool.submit(abs, -1).result(PATIENCE)
-        wait_for_an_offer(pool)
+    with idle_pool() as pool:
         began, go = mpkit.Signal(), mpkit.Signal()
         asked = in_a_thread(pool, poolwork.tell_and_wait, began, go)
         assert began.wait(PATIENCE)
@@ -338,12 +328,10 @@ INTERRUPTED = """
 import os, signal, threading
 import mpkit
 from tests import poolwork
-from tests.support import PATIENCE, supervisor_of, until
+from tests.support import idle_pool
 
 if __name__ == "__main__":
-    with mpkit.TaskPool(1) as pool:
-        pool.submit(abs, -1).result(PATIENCE)
-        until(lambda: supervisor_of(pool)._shortcut._idle)
+    with idle_pool() as pool:
         began, go = mpkit.Signal(), mpkit.Signal()
         threading.Thread(
             target=lambda: (began.wait(), os.kill(os.getpid(), signal.SIGINT), go.set())

@@ -16,7 +16,14 @@ from mpkit._pool.options import Options
 from mpkit._pool.shortcut import Shortcut
 from mpkit._pool.task import Task
 from tests import poolwork
-from tests.support import PATIENCE, stopped, supervisor_of, until
+from tests.support import (
+    PATIENCE,
+    idle_pool,
+    stopped,
+    supervisor_of,
+    until,
+    wait_for_an_offer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,20 +37,13 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def pool(start_method: str) -> Iterator[mpkit.TaskPool]:
-    """One with an idle worker, which may be taken."""
-    with mpkit.TaskPool(1) as pool:
-        pool.submit(abs, -1).result(PATIENCE)
-        wait_for_an_offer(pool)
+    with idle_pool() as pool:
         yield pool
 
 
 def shortcut(pool: mpkit.TaskPool) -> Any:
     supervisor = supervisor_of(pool)
     return supervisor._shortcut
-
-
-def wait_for_an_offer(pool: mpkit.TaskPool) -> None:
-    until(lambda: shortcut(pool)._idle)
 
 
 def test_the_supervisor_does_not_hear_of_a_task_before_it_has_to(pool: mpkit.TaskPool) -> None:

@@ -213,8 +213,25 @@ def test_a_process_that_is_forked_while_a_pool_ends_is_unharmed() -> None:
             assert mpkit.start(abs, -number).result(PATIENCE) == number
 
 
-TAKEN_BACK_TWICE = """
-import multiprocessing, signal, time
+def with_a_worker(program: str, **env: str) -> str:
+    """Run a program that has a worker, and no supervisor; return what it prints.
+
+    It may ``send`` it tasks, each of which sleeps for a minute. The worker is killed at the end.
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", A_WORKER + program + THE_END],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env},
+        check=False,
+    )
+    assert ran.stderr == ""
+    return ran.stdout
+
+
+A_WORKER = """
+import multiprocessing, signal, threading, time
 from mpkit._pool import crew, journal, packing, wire
 from mpkit._process import Call
 from tests.support import until
@@ -226,31 +243,34 @@ worker = crew.Worker(multiprocessing.get_context("fork"), journals, None, report
 def send(*tasks):
     assert worker.send([wire.Load(task, data) for task in tasks], [])
 
-send(1, 2)
-until(lambda: not crew._bytes_in(worker._unread))
-send(3)
-send(4)
-worker.child.signal(signal.SIGKILL)
-worker.child.join(None)
-print(worker.take_back(), worker.take_back())
-send(5)
-print(worker.take_back(), worker.take_back())
+def kill():
+    worker.child.signal(signal.SIGKILL)
+    worker.child.join(None)
+"""
+
+THE_END = """
+kill()
 worker.close()
 journals.close()
 """
 
 
+TAKEN_BACK_TWICE = """
+send(1, 2)
+until(lambda: not crew._bytes_in(worker._unread))
+send(3)
+send(4)
+kill()
+print(worker.take_back(), worker.take_back())
+send(5)
+print(worker.take_back(), worker.take_back())
+"""
+
+
 def test_what_a_dead_worker_has_is_taken_back_once_where_inboxes_are_streams() -> None:
     """What lay in the inbox was counted each time, and so what it ran was run again."""
-    ran = subprocess.run(
-        [sys.executable, "-c", TAKEN_BACK_TWICE],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MPKIT_PORTABLE": "1"},
-        check=False,
-    )
-    assert (ran.stderr, ran.stdout) == ("", "[3, 4] []\n[5] []\n")
+    printed = with_a_worker(TAKEN_BACK_TWICE, MPKIT_PORTABLE="1")
+    assert printed == "[3, 4] []\n[5] []\n"
 
 
 def test_what_is_submitted_while_others_wait_wakes_nobody(start_method: str) -> None:
@@ -318,18 +338,6 @@ def test_tasks_that_are_taken_back_all_the_time_run_once(start_method: str, tmp_
 
 
 EMPTIED_MEANWHILE = """
-import multiprocessing, signal, threading, time
-from mpkit._pool import crew, journal, packing, wire
-from mpkit._process import Call
-from tests.support import until
-
-data, _ = packing.pack(Call(time.sleep, (60,), {}))
-journals = journal.Journals(1, forks=True)
-worker = crew.Worker(multiprocessing.get_context("fork"), journals, None, report_memory=False)
-
-def send(*tasks):
-    assert worker.send([wire.Load(task, data) for task in tasks], [])
-
 class Slow:
     def send(self, *args):
         sent = inbox.send(*args)
@@ -345,25 +353,13 @@ send(3, 4)
 worker._inbox = inbox
 caller.join()
 print(worker.take_back(), worker.take_back())
-worker.child.signal(signal.SIGKILL)
-worker.child.join(None)
-worker.close()
-journals.close()
 """
 
 
 @pytest.mark.skipif(not descriptors.HAS_PACKETS, reason="what is in a stream cannot be had back")
 def test_what_a_caller_takes_out_just_as_it_is_sent_comes_back_once() -> None:
     """He did not know of the packet yet. It came back from there, and as if it was taken."""
-    ran = subprocess.run(
-        [sys.executable, "-c", EMPTIED_MEANWHILE],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=False,
-    )
-    assert (ran.stderr, ran.stdout) == ("", "[2, 3, 4] []\n")
+    assert with_a_worker(EMPTIED_MEANWHILE) == "[2, 3, 4] []\n"
 
 
 @pytest.mark.skipif(not descriptors.HAS_PACKETS, reason="what is in a stream cannot be had back")

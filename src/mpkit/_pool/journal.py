@@ -49,6 +49,9 @@ _TURN: Final = 0xFFFF_FFFF
 #: packet" is not imported for that, as a worker needs nothing else of it. A test looks after it.)
 _SIZE: Final = 64 * 1024
 
+#: Which of the words of a slot: as above, in that order.
+_WRITTEN, _WANTED, _BEGUN, _TAKEN_BACK, _KINDS = range(5)
+
 #: Bytes of counts that are compared at a time, where most are as they were.
 _BLOCK: Final = 8 * 16
 
@@ -79,6 +82,11 @@ def _in_order() -> None:
         pass
 
 
+def _place(kind: int, slot: int, slots: int) -> int:
+    """Return which of all words that is; that of the parent's sleep is the first."""
+    return 1 + kind * slots + slot
+
+
 class Journal:
     """What a worker writes to. Its parent makes it, and gives it to the worker's process."""
 
@@ -97,10 +105,10 @@ class Journal:
     def begin(self) -> None:
         """Make ready to write, in the worker."""
         view = memoryview(self._shared)
-        self._counts = view[: 8 * (1 + 4 * self._slots)].cast("Q")
-        self._wanted = 1 + self._slots + self._slot
-        self._begun = self._wanted + self._slots
-        self._taken_back = self._begun + self._slots
+        self._counts = view[: _size_of_counts(self._slots)].cast("Q")
+        self._count, self._wanted, self._begun, self._taken_back = (
+            _place(kind, self._slot, self._slots) for kind in range(_KINDS)
+        )
         self._records = view[_start(self._slot, self._slots) :][:_SIZE]
 
     def begin_task(self, packet: int, index: int) -> bool:
@@ -126,7 +134,7 @@ class Journal:
         self._records[place + _LENGTH.size : place + size] = record
         self._written += size
         _in_order()
-        self._counts[1 + self._slot] = self._written
+        self._counts[self._count] = self._written
         _in_order()
         sleep = self._counts[0]
         if sleep in (0, self._woken) or (asked and not self._counts[self._wanted]):
@@ -144,9 +152,13 @@ def _arrive(copy: Any, slot: int, slots: int) -> Journal:
     return Journal(shared, -1, slot, slots)
 
 
+def _size_of_counts(slots: int) -> int:
+    return 8 * _place(_KINDS, 0, slots)
+
+
 def _start(slot: int, slots: int) -> int:
     """Return where a journal begins; behind the last one the memory ends."""
-    head = -(-8 * (1 + 4 * slots) // 4096) * 4096
+    head = -(-_size_of_counts(slots) // 4096) * 4096
     return head + slot * _SIZE
 
 
@@ -169,8 +181,8 @@ class Journals:
         if self._shared is None:
             raise MemoryError(f"there is no room for a map of {size:,} bytes")
         view = memoryview(self._shared)
-        self._counts = view[: 8 * (1 + 4 * slots)].cast("Q")
-        self._written = view[8 : 8 * (1 + slots)]
+        self._counts = view[: _size_of_counts(slots)].cast("Q")
+        self._written = view[8 * _place(_WRITTEN, 0, slots) : 8 * _place(_WRITTEN, slots, slots)]
         self._records = view
         self._seen = bytes(8 * slots)
         self._read = [0] * slots
@@ -182,9 +194,9 @@ class Journals:
         if not self._free:
             return None
         slot = self._free.pop()
-        self._read[slot] = self._counts[1 + slot] = 0
-        for part in (1, 2, 3):
-            self._counts[1 + part * self._slots + slot] = 0
+        self._read[slot] = 0
+        for kind in range(_KINDS):
+            self._counts[_place(kind, slot, self._slots)] = 0
         # Or a worker that has written as much as the one before it would have written nothing.
         place = 8 * slot
         self._seen = self._seen[:place] + bytes(8) + self._seen[place + 8 :]
@@ -209,13 +221,14 @@ class Journals:
 
     def written(self, slot: int) -> int:
         """Return how much a worker has written."""
-        written = self._counts[1 + slot]
+        written = self._counts[_place(_WRITTEN, slot, self._slots)]
         _in_order()
         return written
 
     def crowded(self, slot: int) -> bool:
         """Tell whether so much is unread that nobody is to ask for more past the supervisor."""
-        return self._counts[1 + slot] - self._read[slot] > _SIZE // 2
+        written = self._counts[_place(_WRITTEN, slot, self._slots)]
+        return written - self._read[slot] > _SIZE // 2
 
     def since(self, slot: int, read: int) -> list[bytes]:
         """Return the records behind ``read``, or none if they are being written over."""
@@ -249,21 +262,21 @@ class Journals:
         declines that, and says so: all others behind it are the parent's.
         """
         taken_back = packet * _MOST_TASKS + self._begun(slot, packet)
-        self._counts[1 + 3 * self._slots + slot] = taken_back
+        self._counts[_place(_TAKEN_BACK, slot, self._slots)] = taken_back
         _in_order()
         return self._begun(slot, packet)
 
     def _begun(self, slot: int, packet: int) -> int:
-        of, count = divmod(self._counts[1 + 2 * self._slots + slot], _MOST_TASKS)
+        of, count = divmod(self._counts[_place(_BEGUN, slot, self._slots)], _MOST_TASKS)
         return count if of == packet else 0
 
     def want(self, slot: int, wanted: bool) -> None:
         """Be woken, or not, for what a caller has asked the worker of this slot for."""
-        self._counts[1 + self._slots + slot] = wanted
+        self._counts[_place(_WANTED, slot, self._slots)] = wanted
 
     def unread(self, slot: int) -> bool:
         """Tell whether there is something to read."""
-        return self._read[slot] < self._counts[1 + slot]
+        return self._read[slot] < self._counts[_place(_WRITTEN, slot, self._slots)]
 
     def changed(self) -> list[int]:
         """Return the slots of those who have written since this was last asked."""

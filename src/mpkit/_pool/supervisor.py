@@ -124,11 +124,11 @@ class Supervisor:
         """Have a call run, which `packing.pack` has made."""
         entry = Entry(task, head, parcel)
         if parcel is None and task.options.timeout is None:
-            asked = isinstance(task, Asked) and self._memory_limit is None
-            handed = self._shortcut.send(entry, asked=asked)
+            asked = task if isinstance(task, Asked) and self._memory_limit is None else None
+            handed = self._shortcut.send(entry, asked=asked is not None)
             if handed is not None:
-                if handed.receipt and isinstance(task, Asked) and asked:
-                    task.answer = functools.partial(self._answer, task, handed)
+                if handed.receipt and asked is not None:
+                    asked.answer = functools.partial(self._answer, asked, handed)
                 if not handed.receipt or len(self._shortcut) >= ENOUGH_UNHEARD:
                     self._mailbox.wake()
                 return
