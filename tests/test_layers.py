@@ -73,6 +73,7 @@ LAYERS = [
     "_pool.feeds",
     "_pool.results",
     "_pool.ledger",
+    "_pool.inbox",
     "_pool.crew",
     "_pool.roster",
     "_pool.shortcut",

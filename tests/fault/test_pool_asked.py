@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import mpkit
 from mpkit._frames import PACKET
 from mpkit._platform import descriptors
-from mpkit._pool import crew, wire
+from mpkit._pool import wire
 from mpkit._pool.shortcut import ENOUGH_UNHEARD
 from mpkit._wait import Deadline
 from tests import poolwork
@@ -91,7 +91,7 @@ def test_one_that_is_busy_is_waited_for_before_there_is_no_room(pool: mpkit.Task
     supervisor, asked = supervisor_of(pool), 0
     (worker,) = supervisor._crew.values()
     with supervisor_held(pool):
-        while worker.has_room():
+        while worker.inbox.has_room():
             assert pool.apply(bytes, (300,)) == bytes(300)
             asked += 1
             if asked % ENOUGH_UNHEARD == 0:
@@ -185,15 +185,15 @@ def test_who_waits_is_told_what_is_taken_back_though_a_ctrl_c_comes_just_then(
     supervisor = supervisor_of(pool)
     ((number, worker),) = supervisor._crew.items()
     asked = in_a_thread(pool, abs, -7)
-    until(lambda: worker._answers)
+    until(lambda: worker.inbox._answers)
 
     def interrupted(fds: list[int]) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(crew, "discard", interrupted)
+    monkeypatch.setattr("mpkit._pool.inbox.discard", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        worker.recall(0, lambda: None, supervisor._waits_again)
+        worker.inbox.recall(0, lambda: None, supervisor._waits_again)
     supervisor.tell(lambda: supervisor._take_back(number))
     until(lambda: not len(supervisor._shortcut))
     os.kill(pid, signal.SIGCONT)
@@ -291,19 +291,19 @@ def test_many_late_answers_do_not_keep_out_ones_own(
 ) -> None:
     """As of a callback that asks, which is refused when the worker has begun already."""
     (worker,) = supervisor_of(pool)._crew.values()
-    while worker._unread.send(wire.encode_ring(2**60), (), Deadline(0)):
+    while worker.inbox._unread.send(wire.encode_ring(2**60), (), Deadline(0)):
         pass
-    answer = worker.answer
+    answer = worker.inbox.answer
 
     def late(task: int, since: int) -> Any:
-        until(lambda: worker.written() > since and asleep(worker.pid))
+        until(lambda: worker.inbox.written() > since and asleep(worker.pid))
         return answer(task, since)
 
-    monkeypatch.setattr(worker, "answer", late)
+    monkeypatch.setattr(worker.inbox, "answer", late)
     for number in range(20):
         assert in_a_thread(pool, abs, -number).result(PATIENCE) == number
         wait_for_an_offer(pool)
-    assert not worker._inbox.poll(Deadline(0))
+    assert not worker.inbox._link.poll(Deadline(0))
 
 
 @pytest.mark.parametrize("said", [b"", b"garbage", bytes(100_000), bytes(PACKET + 1)], ids=len)

@@ -11,6 +11,7 @@ import pytest
 
 import mpkit
 from mpkit._platform import descriptors
+from mpkit._pool.inbox import Inbox
 from mpkit._pool.ledger import Entry
 from mpkit._pool.options import Options
 from mpkit._pool.shortcut import Shortcut
@@ -118,14 +119,16 @@ def test_a_pool_that_is_terminated_ends_it(pool: mpkit.TaskPool) -> None:
 def test_an_inbox_that_is_full_or_closed_leaves_it_to_the_supervisor(
     pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mpkit._pool.crew import Worker
-
-    monkeypatch.setattr(Worker, "hand", lambda *_, **__: None)  # as if there were no room
+    monkeypatch.setattr(Inbox, "hand", lambda *_, **__: None)  # as if there were no room
     assert [pool.submit(abs, -n).result(PATIENCE) for n in range(5)] == [0, 1, 2, 3, 4]
 
 
 class FakeWorker:
-    """Takes what it is sent."""
+    """Takes what it is sent, and is its own inbox."""
+
+    @property
+    def inbox(self) -> FakeWorker:
+        return self
 
     def written(self) -> int:
         return 0

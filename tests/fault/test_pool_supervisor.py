@@ -232,7 +232,7 @@ def with_a_worker(program: str, **env: str) -> str:
 
 A_WORKER = """
 import multiprocessing, signal, threading, time
-from mpkit._pool import crew, journal, packing, wire
+from mpkit._pool import crew, inbox, journal, packing, wire
 from mpkit._process import Call
 from tests.support import until
 
@@ -241,7 +241,7 @@ journals = journal.Journals(1, forks=True)
 worker = crew.Worker(multiprocessing.get_context("fork"), journals, None, report_memory=False)
 
 def send(*tasks):
-    assert worker.send([wire.Load(task, data) for task in tasks], [])
+    assert worker.inbox.send([wire.Load(task, data) for task in tasks], [])
 
 def kill():
     worker.child.signal(signal.SIGKILL)
@@ -257,7 +257,7 @@ journals.close()
 
 TAKEN_BACK_TWICE = """
 send(1, 2)
-until(lambda: not crew._bytes_in(worker._unread))
+until(lambda: not inbox._bytes_in(worker.inbox._unread))
 send(3)
 send(4)
 kill()
@@ -340,17 +340,17 @@ def test_tasks_that_are_taken_back_all_the_time_run_once(start_method: str, tmp_
 EMPTIED_MEANWHILE = """
 class Slow:
     def send(self, *args):
-        sent = inbox.send(*args)
+        sent = link.send(*args)
         caller.start()
         caller.join(0.1)
         return sent
 
-caller = threading.Thread(target=worker.recall, args=(3, lambda: None, lambda task: None))
+caller = threading.Thread(target=worker.inbox.recall, args=(3, lambda: None, lambda task: None))
 send(1, 2)
 until(lambda: journals._begun(0, 1))
-inbox, worker._inbox = worker._inbox, Slow()
+link, worker.inbox._link = worker.inbox._link, Slow()
 send(3, 4)
-worker._inbox = inbox
+worker.inbox._link = link
 caller.join()
 print(worker.take_back(), worker.take_back())
 """

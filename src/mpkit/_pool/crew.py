@@ -1,94 +1,48 @@
 """A worker as the supervisor sees it: its process, and our ends of its two links.
 
-Down the *inbox* go packets of tasks. We keep a copy of its reading end: a packet is
-either still in it, and can be taken back at once, or the worker has it. Up the *outbox*
-come reports that are large; where they belong among the others its journal says. All belong
-to one worker alone, so a dead one blocks nobody.
+Down the `inbox` go packets of tasks. Up the *outbox* come reports that are large; where they
+belong among the others its journal says. All belong to one worker alone, so a dead one blocks
+nobody.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import itertools
-import os
 import signal
-import struct
-import termios
-import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mpkit import _fork, _links, _outcome, _wait
+from mpkit import _links, _wait
 from mpkit._child import Child
-from mpkit._frames import framed
-from mpkit._link import Link, LinkDown, Malformed, discard
+from mpkit._link import LinkDown, Malformed, discard
 from mpkit._platform import descriptors, processes, stdlib
 from mpkit._pool import wire, worker
+from mpkit._pool.inbox import Inbox
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
     from multiprocessing.context import BaseContext
 
     from mpkit._call import Call
     from mpkit._pool.journal import Journals
-    from mpkit._pool.wire import Done, Load, Report
+    from mpkit._pool.wire import Report
 
 #: How many reports of one worker to read before looking at the others (arbitrary).
 REPORTS_AT_A_TIME = 64
 
-#: Of how many packets it is known what was in them. (It may have one, and all that its inbox holds.)
-MOST_PACKETS = 128
-
-#: Of how many it is known what may be declined. (It says so before it takes the next packet, and
-#: we take back from that one once, until we have looked what it says.)
-MOST_DECLINABLE = 8
-
-#: How many rings to read at most that are for others. If there are so many, there may have been
-#: no room for one's own. (On Linux there is for some 270, so this is far from it.)
-MOST_LATE = 32
-
 _NOW = Deadline(0)
-
-#: As `wire.encode_ring`, from us, for whoever waits.
-_NO_ANSWERS = wire.encode_ring(0)
 
 
 class Worker:
-    """Starts a process, and speaks with it.
-
-    For the supervisor thread, but what callers use: `hand`, `has_room`, `answer` and `recall`.
-    """
+    """Starts a process, and hears from it. For the supervisor thread, but for its `Inbox`."""
 
     def __init__(
         self, context: BaseContext, journals: Journals, init: Call | None, *, report_memory: bool
     ) -> None:
         self._journals = journals
-        self._inbox, reader = _links.pair()
+        link, reader = _links.pair()
         self.outbox, writer = _links.pair()
-        with _fork.guard:  # no child is born with a copy that nobody knows of
-            self._unread = _links.adopt(os.dup(reader.fd))
-        # Numbers of packets of several tasks, and what was in the latest.
-        self._numbers = itertools.count(1)
-        self._packets: dict[int, list[int]] = {}
-        #: Packets of which something was taken back; where in it the task is, and which, that
-        #: it may decline, as it was not taken back for certain.
-        self._declinable: dict[int, tuple[int, int]] = {}
-        # Sizes of packets and their tasks, for a system whose sockets know no packets.
-        self._sent: deque[tuple[int, list[int]]] = deque()
-        # How much of what lies in the inbox there was taken back already, and lies there still.
-        self._void = 0
-        #: What it was sent with descriptors, and has not reported.
-        self.bulky: set[int] = set()
-        # What was in its inbox and was taken out, until the supervisor learns of it; without
-        # doubles, as an interruption may have it taken out again. Any thread, hence the lock.
-        self._came_back: dict[int, None] = {}
         self._kills_to_be_sure = context.get_start_method() != "forkserver"
-        # Held by any thread that reads what others read, too. A signal handler may be one.
-        self._shared = threading.RLock()
-        #: Whether a caller waits at the inbox for an answer, and is to close it if we have ended.
-        self._answers = False
         self.retiring = False
         self.hung_up = False
         #: Whether it has sent what is no report: then nothing that it says is believed.
@@ -97,8 +51,8 @@ class Worker:
         self._records: deque[bytes] = deque()
         #: What was received and is to be read where the journal says so.
         self._received: deque[tuple[Report, list[int]]] = deque()
-        #: Which journal is its own, if any.
-        self.slot = journals.open()
+        #: What it is sent goes through here; callers may use it, too.
+        self.inbox = Inbox(link, reader, journals)
         journal = None if self.slot is None else journals.journal(self.slot)
         try:
             # Ctrl-C must not end a worker that does not ignore it yet.
@@ -118,92 +72,19 @@ class Worker:
             writer.close()
 
     @property
+    def slot(self) -> int | None:
+        """Which journal is its own, if any."""
+        return self.inbox.slot
+
+    @property
     def ended(self) -> str:
         """How its process ended, in words."""
         return processes.exit_reason(self.child.exitcode)
 
-    def send(self, loads: list[Load], fds: Sequence[int]) -> bool:
-        """Send a packet of tasks; False if its inbox is full, or it is gone.
-
-        Raises OSError if descriptors cannot be sent, since too many are on their way.
-        """
-        # Only of several can some be taken back, and only what has a journal knows of that.
-        number = next(self._numbers) if len(loads) > 1 and self.slot is not None else 0
-        packet = wire.encode_run(loads, number=number)
-        # Or who empties the inbox in between would forget a packet that is not noted yet, and
-        # that would be taken for the latest that it has taken, when it never can.
-        with self._shared:
-            try:
-                sent = self._inbox.send(packet, fds, _NOW)
-            except LinkDown:  # its death will be told by its sentinel
-                return False
-            if sent and number:
-                self._packets[number] = [load.task for load in loads]
-                if len(self._packets) > MOST_PACKETS:
-                    del self._packets[next(iter(self._packets))]
-        if sent and fds:
-            self.bulky.update(load.task for load in loads)
-        if sent and not descriptors.HAS_PACKETS:
-            self._sent.append((len(framed(packet)), [load.task for load in loads]))
-        return sent
-
-    def hand(self, task: int, call: bytes, receipt: list[int], *, asked: bool) -> None:
-        """Send it one small task, in any thread; the ``receipt`` is as for `Link.send`."""
-        packet = wire.encode_run([wire.Load(task, call)], asked=asked)
-        with contextlib.suppress(LinkDown):
-            self._inbox.send(packet, (), _NOW, receipt)
-
-    def written(self) -> int:
-        """Return how much is in its journal: where the report will be of the next task."""
-        return 0 if self.slot is None else self._journals.written(self.slot)
-
-    def has_room(self) -> bool:
-        """Tell whether it may be asked for more, of which the supervisor need not have heard."""
-        return self.slot is None or not self._journals.crowded(self.slot)
-
-    def answer(self, task: int, since: int) -> Done | None:
-        """Wait until it has done a task that it was asked for, in the thread that has asked.
-
-        Returns its report, if that is of a result and in the journal, behind what was `written`.
-        None too if the task was taken back from its inbox, if it has ended, and if we may have
-        missed the ring.
-        """
-        with self._shared:
-            slot = self.slot
-            if slot is None:
-                return None
-            self._answers = True
-        records: list[bytes] = []
-        rings = wire.encode_ring(task), _NO_ANSWERS
-        try:
-            with contextlib.suppress(LinkDown, Malformed):
-                # The late ones are for who has asked before, and was interrupted. And what is no
-                # ring at all some task has written, and may have filled the inbox with.
-                for _ in range(MOST_LATE):
-                    packet = self._inbox.receive()
-                    if packet is None or packet[0] in rings or len(packet[0]) != len(_NO_ANSWERS):
-                        break
-        finally:
-            with self._shared:
-                self._answers = False
-                if self.slot is None:
-                    self._inbox.close()
-                else:
-                    records = self._journals.since(slot, since)
-        done = wire.decode_done(records[0]) if records and records[0] else None
-        return done if done and (done.task, done.kind) == (task, _outcome.DONE) else None
-
-    def wants(self, wanted: bool) -> None:
-        """Have it wake us for what it was asked for, too, or not."""
-        if self.slot is not None:
-            self._journals.want(self.slot, wanted)
-
     def retire(self, *, idle: bool = False) -> None:
         """Have it leave after what it was sent, which is nothing if it is ``idle``."""
         self.retiring = True
-        # The end of the link comes after all packets, whether its inbox is full or not,
-        # and cannot be taken back with them.
-        self._inbox.shut_sending()
+        self.inbox.shut()
         if idle and processes.is_stopped(self.pid):  # then it would never leave
             self.child.signal(signal.SIGKILL)
 
@@ -286,122 +167,14 @@ class Worker:
             return self.has_written() or bool(self._received)
         return self.has_written() or bool(_wait.poll([self.outbox.fd], 0))
 
-    def recall(
-        self, task: int, tell: Callable[[], None], waits_again: Callable[[int], None]
-    ) -> bool:
-        """Empty its inbox, in any thread, and tell whether ``task`` was in it.
-
-        ``tell`` has the supervisor `take_back` what was. ``waits_again`` is called for each
-        of those tasks; the supervisor cannot send one again before it was, as it needs the lock.
-        """
-        if not descriptors.HAS_PACKETS:
-            return False
-        with self._shared:
-            # First, and not last: an interruption may come in between, and then nobody would.
-            tell()
-            self._empty()
-            for other in self._came_back:
-                waits_again(other)
-            return task in self._came_back
-
     def take_back(self) -> list[int]:
         """Return the tasks that it has not begun; it never will."""
-        if not descriptors.HAS_PACKETS:
-            return self._left_in_stream()
-        with self._shared:
-            self._empty()
-            tasks = list(self._came_back)
-            self._came_back.clear()
-            tasks = self._take_back_taken() + tasks
-        self.bulky.difference_update(tasks)
-        return tasks
-
-    def _take_back_taken(self) -> list[int]:
-        """Return what it has taken and will not begin, when its inbox is empty. Holds the lock.
-
-        For the supervisor only: what an interruption came upon in here would be lost.
-        """
-        if not self._packets or self.slot is None:
-            return []
-        number, tasks = self._packets.popitem()  # of those before that nothing is left
-        self._packets.clear()
-        first = self._journals.take_back(self.slot, number)
-        if first:
-            self._declinable[number] = first - 1, tasks[first - 1]
-            if len(self._declinable) > MOST_DECLINABLE:
-                del self._declinable[next(iter(self._declinable))]
-        return tasks[first:]
-
-    def declined(self, packet: int, place: int) -> list[int]:
-        """Return the task that it has declined, unless that is among those that came back."""
-        kept, task = self._declinable.pop(packet, (-1, -1))
-        return [task] if kept == place else []
-
-    def _empty(self) -> None:
-        """Take everything out of its inbox. Holds the lock."""
-        # IndexError: a signal handler came in between, and did all of it.
-        with contextlib.suppress(LinkDown, IndexError):
-            while self._unread.fill(_NOW):
-                data, fds = self._unread.inbox[0]
-                run = wire.decode_for_worker(data)
-                self._came_back.update(dict.fromkeys(load.task for load in run.loads))
-                self._packets.pop(run.number, None)
-                # Before it is out of there: who is interrupted after that does not ring.
-                if run.asked:
-                    self._unread.send(wire.encode_ring(run.loads[0].task), (), _NOW)
-                del self._unread.inbox[0]
-                discard(fds)
-
-    def _left_in_stream(self) -> list[int]:
-        """As `take_back`, where only a dead worker's packets can be told from each other.
-
-        From a stream two readers would get half a packet each. But what is unread when
-        one of them is dead is the end of what was sent.
-        """
-        if not self.child.ended:
-            return []
-        # The last packet may be out in part, and the rest of it still here.
-        unread = _bytes_in(self._unread) + _bytes_to_come(self._inbox) - self._void
-        left: deque[int] = deque()
-        while self._sent and unread > 0:
-            size, tasks = self._sent.pop()
-            left.extendleft(reversed(tasks))
-            self._void += min(size, unread)  # it may have read a part of the first
-            unread -= size
-        return list(left)
-
-    def reported(self, tasks: Sequence[int]) -> None:
-        """It has done these tasks, the first of those that it has."""
-        self.bulky.difference_update(tasks)
-        for task in tasks if self._sent else ():
-            sent = self._sent[0][1]
-            sent.remove(task)
-            if not sent:
-                self._sent.popleft()
+        # Whether it lives matters, and is asked, only where its inbox is a stream.
+        ended = not descriptors.HAS_PACKETS and self.child.ended
+        return self.inbox.take_back(ended=ended)
 
     def close(self) -> None:
         """Close our ends, when its process has ended."""
         self._forget_received()
-        with self._shared:
-            if self.slot is not None:
-                self._journals.give_back(self.slot)
-                self.slot = None
-            if self._answers:
-                with contextlib.suppress(LinkDown):
-                    self._unread.send(_NO_ANSWERS, (), _NOW)
-            else:
-                self._inbox.close()
-            for link in (self._unread, self.outbox):
-                link.close()
-
-
-def _bytes_in(link: Link) -> int:
-    answer = fcntl.ioctl(link.fd, termios.FIONREAD, struct.pack("i", 0))
-    count: int = struct.unpack("i", answer)[0]
-    return count
-
-
-def _bytes_to_come(link: Any) -> int:
-    """Return how many bytes a link over a stream has yet to send of a packet that was begun."""
-    packet, sent = link._leaving
-    return len(packet) - sum(sent) if sent else 0
+        self.inbox.close()
+        self.outbox.close()

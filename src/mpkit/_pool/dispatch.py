@@ -46,7 +46,7 @@ class Dispatch:
                 continue
             data, fds, parcel = entry.head, _NO_FDS, entry.parcel
             if parcel is not None:
-                if not parcel.plain and len(self._crew[number].bulky) >= MOST_BULKY:
+                if not parcel.plain and len(self._crew[number].inbox.bulky) >= MOST_BULKY:
                     break
                 try:
                     data, fds = parcel.seal(data)
@@ -74,7 +74,7 @@ class Dispatch:
         worker = self._crew[number]
         tasks = [load.task for load in loads]
         try:
-            sent = worker.send(loads, fds)
+            sent = worker.inbox.send(loads, fds)
         except OSError as error:
             (task,) = tasks  # with descriptors it is alone
             self._cannot_send(number, task, error)

@@ -49,7 +49,7 @@ class Handed:
         #: Whether the caller waits for the answer.
         self.asked = asked
         #: Where that will be in the worker's journal.
-        self.since = worker.written()
+        self.since = worker.inbox.written()
         #: Not empty if it was sent.
         self.receipt: list[int] = []
         #: Whether the supervisor has heard of it, or wants the worker.
@@ -91,12 +91,12 @@ class Shortcut:
             if self._closed or not self._idle:
                 return None
             number, worker = self._idle.popitem()
-            if not worker.has_room():  # it is offered again when its reports are read
+            if not worker.inbox.has_room():  # it is offered again when its reports are read
                 return None
             entry.task.set_running_or_notify_cancel()
             handed = Handed(entry, number, worker, asked=asked)
             self._handed.append(handed)  # first, so that it is known before it is reported
-            worker.hand(entry.task.number, entry.head, handed.receipt, asked=asked)
+            worker.inbox.hand(entry.task.number, entry.head, handed.receipt, asked=asked)
         return handed
 
     def answer(self, handed: Handed) -> Done | None:
@@ -107,7 +107,7 @@ class Shortcut:
                 if handed.heard:  # others may have had the worker meanwhile, and taken the ring
                     return None
                 self._asked[number] = handed
-            done = handed.worker.answer(handed.entry.task.number, handed.since)
+            done = handed.worker.inbox.answer(handed.entry.task.number, handed.since)
         finally:
             # Who is interrupted while he waits for the lock leaves the rest to the supervisor.
             handed.listens = False

@@ -186,7 +186,7 @@ class Supervisor:
         worker = None if number is None else self._crew.get(number)
         if worker is None or number is None:
             return False
-        return worker.recall(
+        return worker.inbox.recall(
             task.number, lambda: self.tell(lambda: self._take_back(number)), self._waits_again
         )
 
@@ -279,7 +279,7 @@ class Supervisor:
             self._schedule.handed(number, task.number, priority=task.options.priority)
             self._ledger.sent([task.number], number, handed.worker.pid)
             if handed.asked:
-                handed.worker.wants(True)
+                handed.worker.inbox.wants(True)
 
     def _submitted(self, entries: Sequence[Entry]) -> None:
         self._recorder.submitted += len(entries)
@@ -295,7 +295,7 @@ class Supervisor:
         if descriptors.HAS_PACKETS:  # of what is in a stream the supervisor keeps count
             for number in self._schedule.idle_workers():
                 worker = self._crew[number]
-                worker.wants(False)
+                worker.inbox.wants(False)
                 self._shortcut.offer(number, worker)
 
     def _take_back(self, number: int) -> None:
@@ -328,7 +328,7 @@ class Supervisor:
                 case list() if self._done(number, worker, report, fds):
                     self._warden.strike(number)  # it has the next one to run now
                 case wire.Declined(packet, place):
-                    if tasks := worker.declined(packet, place):
+                    if tasks := worker.inbox.declined(packet, place):
                         self._dispatch.returned(number, tasks)
                         self._warden.strike(number)  # nor did it run that one
                 case wire.Ready() if not self._schedule.has_started(number):
@@ -358,7 +358,7 @@ class Supervisor:
         return self._schedule.finished(number, [done.task for done in dones], seconds)
 
     def _settle(self, number: int, worker: Worker, dones: list[wire.Done], fds: list[int]) -> None:
-        worker.reported([done.task for done in dones])
+        worker.inbox.reported([done.task for done in dones])
         limit = self._memory_limit
         if limit is not None and any(done.resident > limit for done in dones):
             self._retire(number)
