@@ -347,7 +347,13 @@ class Schedule:
             workers.sort(key=lambda item: not item[1].started)
         packet = depth // 2
         scarce = not packet or packet * len(self._workers) > self._queued
-        for enough, most in [(1, 1)] * scarce + [(packet + 1, packet)] * (depth > 1):
+        # Below how many tasks a worker gets some, and how many at most.
+        rounds: list[tuple[int, int]] = []
+        if scarce:
+            rounds.append((1, 1))
+        if depth > 1:
+            rounds.append((packet + 1, packet))
+        for enough, most in rounds:
             for number, state in workers:
                 while self._queued and len(state.tasks) < enough and state.can_take():
                     tasks = self._next_packet(state, most)
