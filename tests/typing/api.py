@@ -319,6 +319,8 @@ def submitting(pool: mpkit.TaskPool) -> None:
     calls = pool.options(
         timeout=5, retries=2, retry_on=(OSError,), backoff=0.5, priority=1, name="area"
     )
+    assert_type(pool.options(label="page 3"), mpkit.Calls)
+    pool.options(label=3)  # type: ignore[arg-type]
     assert_type(calls, mpkit.Calls)
     assert_type(calls.submit(hello), mpkit.Task[str])
     pool.submit(area, "2", 1.5)  # type: ignore[arg-type]

@@ -64,7 +64,9 @@ class Calls:
                 long as the one before, up to a minute, and is shortened by a random half
                 at most. 0 does not wait.
             priority: among waiting tasks, those of a higher one start first.
-            name: what errors and pictures call the tasks.
+            name: what errors and pictures call the tasks, instead of their function's name.
+            label: a text that goes with each of them ("page 3"): errors, log records and
+                pictures have it behind the name.
 
         Raises:
             TypeError: there is no such option, or it is of the wrong type.

@@ -37,7 +37,13 @@ class Worker:
     """Starts a process, and hears from it. For the supervisor thread, but for its `Inbox`."""
 
     def __init__(
-        self, context: BaseContext, journals: Journals, init: Call | None, *, report_memory: bool
+        self,
+        context: BaseContext,
+        journals: Journals,
+        init: Call | None,
+        *,
+        report_memory: bool,
+        name: str | None = None,
     ) -> None:
         self._journals = journals
         link, reader = _links.pair()
@@ -58,7 +64,7 @@ class Worker:
             # Ctrl-C must not end a worker that does not ignore it yet.
             with stdlib.interrupts_held(context.get_start_method()):
                 args = reader, writer, journal, init, report_memory
-                self.child = Child(worker.main, args, context)
+                self.child = Child(worker.main, args, context, name)
             #: The number of its process.
             self.pid: int = self.child.pid
         except BaseException:

@@ -24,6 +24,7 @@ class OptionNames(TypedDict, total=False):
     backoff: float
     priority: int
     name: str | None
+    label: str | None
 
 
 class Options(NamedTuple):
@@ -38,6 +39,7 @@ class Options(NamedTuple):
         backoff: seconds until it is run again; see `pause_before`.
         priority: tasks of a higher one start first.
         name: what errors and pictures call it, instead of its function's name.
+        label: a text that goes with it, besides: in errors, log records and pictures.
 
     """
 
@@ -47,14 +49,17 @@ class Options(NamedTuple):
     backoff: float = 0.0
     priority: int = 0
     name: str | None = None
+    label: str | None = None
 
     def _checked(self) -> Options:
         """Return these options as they are meant; raises for what makes no sense."""
         _wait.check_timeout(self.timeout)
         if self.timeout == 0:
             raise ValueError("timeout is more than 0 seconds: no task could end in none")
-        if not isinstance(self.name, (str, type(None))):
-            raise TypeError(f"name is a text, not {self.name!r}")
+        for option in ("name", "label"):
+            text = getattr(self, option)
+            if not isinstance(text, (str, type(None))):
+                raise TypeError(f"{option} is a text, not {text!r}")
         retries = whole_number("retries", self.retries)
         if retries < 0:
             raise ValueError(f"retries is not negative, unlike {retries}")

@@ -67,11 +67,16 @@ class Roster:
         Raises what the system says if there is no room for a process, and whatever pickling the
         initializer raises.
         """
+        number = next(self._numbers)
         worker = Worker(
-            self._context, self._journals, self._init, report_memory=self._report_memory
+            self._context,
+            self._journals,
+            self._init,
+            report_memory=self._report_memory,
+            name=f"mpkit worker {number + 1}",
         )
         # First of all: those that are here are ended if a Ctrl-C ends the making of the pool.
-        self.workers[(number := next(self._numbers))] = worker
+        self.workers[number] = worker
         if worker.slot is not None:
             self._writers[worker.slot] = number
         self.watch(worker.outbox.fd, functools.partial(says, number))

@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from mpkit._errors import ResultTimeout
+from mpkit._errors import MemoryLimitExceeded, ResultTimeout, TaskTimeout, WorkerDied
 from mpkit._platform.future import LightFuture
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _numbers = itertools.count(1)
+
+#: Errors of ours that have the name of the task in their text, and so its label.
+_NAMING = MemoryLimitExceeded, TaskTimeout, WorkerDied
 
 
 class Control(Protocol):
@@ -107,6 +110,9 @@ class Task(LightFuture[R]):
     def set_exception(self, exception: BaseException | None) -> None:
         """Not for users: the pool sets exceptions."""
         _, callback = self._callbacks
+        label = self.options.label
+        if label is not None and exception is not None and not isinstance(exception, _NAMING):
+            _add_note_once(exception, f"(the label of the task: {label})")
         if callback is not None:
             self._run_callback(callback, exception)
         self._pool = self._control = None
@@ -173,8 +179,10 @@ class Task(LightFuture[R]):
 
     @property
     def name(self) -> str:
-        """What errors call the task, by its number and its function or given name."""
-        return f"task {self.number} ({self.options.name or self._what})"
+        """What errors call the task: its number, its function or given name, and its label."""
+        label = self.options.label
+        what = self.options.name or self._what
+        return f"task {self.number} ({what if label is None else f'{what}, {label}'})"
 
     def result(self, timeout: float | None = None) -> R:
         """Return what the call returned, blocking until it has.
@@ -229,6 +237,13 @@ def add_note(error: BaseException, note: str) -> None:
     """Add a note to an exception, unless its class will have none."""
     with contextlib.suppress(Exception):  # it may refuse to have attributes set
         error.add_note(note)
+
+
+def _add_note_once(error: BaseException, note: str) -> None:
+    """As `add_note`, for an error that may have it already: that of a part, and of the whole."""
+    with contextlib.suppress(Exception):  # its class may have attributes of its own
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 def _in_a_line(error: BaseException) -> str:
