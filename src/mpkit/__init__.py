@@ -29,9 +29,9 @@ a few processes, and `wait` waits for any of them.
 #   _channel     Channel                   _outcome    how a call's end travels
 #   _call        how a call travels        _lifeline   children leave with us
 #   _child       a process of ours         _process    start and Job
-#   _pool/       TaskPool: actions and schedule (pure), wire, slices, packing, journal, worker,
-#                task, asked, feeds, results, inbox, crew, roster, shortcut, warden, mailbox,
-#                supervisor, engine, gather, and the facade
+#   _pool/       TaskPool: actions and schedule (pure), wire, slices, packing, journal, setup,
+#                worker, options, settings, task, asked, feeds, results, inbox, crew, roster,
+#                shortcut, warden, mailbox, supervisor, engine, gather, and the facade
 #
 # Only the errors are imported at once. All else is when it is first asked for: a program that
 # has a limit needs no pool, and neither do the workers of a pool, each of which imports mpkit
@@ -77,6 +77,7 @@ if _typing.TYPE_CHECKING:
     from mpkit._limit import Semaphore as Semaphore
     from mpkit._limit import limit as limit
     from mpkit._pool.calls import Calls as Calls
+    from mpkit._pool.options import Options as Options
     from mpkit._pool.pool import TaskPool as TaskPool
     from mpkit._pool.results import Results as Results
     from mpkit._pool.stats import Stats as Stats
@@ -93,6 +94,7 @@ else:
         "Calls": "_pool.calls",
         "Channel": "_channel",
         "Job": "_process",
+        "Options": "_pool.options",
         "Results": "_pool.results",
         "Semaphore": "_limit",
         "Signal": "_signal",
@@ -137,6 +139,7 @@ __all__ = [
     "MessageTypeError",
     "MpkitError",
     "NotPicklable",
+    "Options",
     "PeerDied",
     "PoolClosed",
     "RemoteError",

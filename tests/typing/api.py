@@ -296,6 +296,23 @@ def pools(path: Path) -> None:
     mpkit.TaskPool("4")  # type: ignore[arg-type]
     mpkit.TaskPool(timeout="5")  # type: ignore[arg-type]
     mpkit.TaskPool(patience=5)  # type: ignore[call-arg]
+    mpkit.TaskPool(memory_limit="1 GB")  # type: ignore[arg-type]
+    mpkit.TaskPool(4, None, (), 100, "spawn", 10**9)  # type: ignore[call-arg]
+    mpkit.TaskPool(on=4)  # type: ignore[arg-type]
+    mpkit.TaskPool(options={"timeout": 5})  # type: ignore[arg-type]
+
+
+def options(pool: mpkit.TaskPool) -> None:
+    patient = mpkit.Options(timeout=60, retries=3)
+    assert_type(patient.changed(retries=0), mpkit.Options)
+    assert_type(patient.timeout, float | None)
+    assert_type(pool.submit(hello).options, mpkit.Options)
+    mpkit.TaskPool(4, options=patient, priority=1)
+    patient.timeout = 5  # type: ignore[misc]
+    mpkit.Options(60)  # type: ignore[call-arg]
+    mpkit.Options(retries="3")  # type: ignore[arg-type]
+    mpkit.Options(patience=5)  # type: ignore[call-arg]
+    patient.changed(patience=5)  # type: ignore[call-arg]
 
 
 # TaskPool: in the accent of concurrent.futures

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mpkit._errors import PoolClosed
 from mpkit._platform.stdlib import Condition
 from mpkit._pool.feeds import Feeds
+from mpkit._pool.options import pause_before
 from mpkit._pool.stats import Recorder
 from mpkit._pool.task import Control
 
@@ -143,7 +144,7 @@ class Inline(NoControl):
             elif not _tries_again(task, error):
                 task.set_exception(error)
             else:
-                time.sleep(task.options.pause_before(task.attempts))
+                time.sleep(pause_before(task.options, task.attempts))
 
     def cancel_waiting(self) -> None:
         """None ever waits."""

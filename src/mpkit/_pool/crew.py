@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.context import BaseContext
 
-    from mpkit._call import Call
     from mpkit._pool.journal import Journals
+    from mpkit._pool.setup import Setup
     from mpkit._pool.wire import Report
 
 #: How many reports of one worker to read before looking at the others (arbitrary).
@@ -37,13 +37,7 @@ class Worker:
     """Starts a process, and hears from it. For the supervisor thread, but for its `Inbox`."""
 
     def __init__(
-        self,
-        context: BaseContext,
-        journals: Journals,
-        init: Call | None,
-        *,
-        report_memory: bool,
-        name: str | None = None,
+        self, context: BaseContext, journals: Journals, setup: Setup, name: str | None = None
     ) -> None:
         self._journals = journals
         link, reader = _links.pair()
@@ -63,7 +57,7 @@ class Worker:
         try:
             # Ctrl-C must not end a worker that does not ignore it yet.
             with stdlib.interrupts_held(context.get_start_method()):
-                args = reader, writer, journal, init, report_memory
+                args = reader, writer, journal, setup
                 self.child = Child(worker.main, args, context, name)
             #: The number of its process.
             self.pid: int = self.child.pid

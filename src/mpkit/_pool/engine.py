@@ -12,11 +12,11 @@ from mpkit._pool.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from multiprocessing.context import BaseContext
 
     from mpkit._call import Call
     from mpkit._pool.options import Options
     from mpkit._pool.packing import Part
+    from mpkit._pool.settings import Settings
     from mpkit._pool.task import Task
 
 _CLOSED = "it was closed"
@@ -25,29 +25,12 @@ _CLOSED = "it was closed"
 class Engine:
     """Runs tasks on processes of its own. Any thread may call all of it."""
 
-    def __init__(
-        self,
-        workers: int,
-        context: BaseContext,
-        *,
-        init: Call | None = None,
-        tasks_per_worker: int | None = None,
-        memory_limit: int | None = None,
-        memory_hard_limit: int | None = None,
-    ) -> None:
-        self.workers = workers
+    def __init__(self, settings: Settings) -> None:
+        self.workers = settings.workers
         self.recorder = Recorder()
         self.feeds = Feeds()
         self._closed_because: str | None = None
-        self._supervisor = Supervisor(
-            workers,
-            context,
-            self.recorder,
-            init=init,
-            tasks_per_worker=tasks_per_worker,
-            memory_limit=memory_limit,
-            memory_hard_limit=memory_hard_limit,
-        )
+        self._supervisor = Supervisor(settings, self.recorder)
 
     def check(self, options: Options) -> None:
         """There is no option that this backend cannot honour."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 from mpkit import _wait
 
 if TYPE_CHECKING:
-    from typing import SupportsIndex
+    from typing import Any, Self, SupportsIndex
 
     from typing_extensions import Unpack
 
@@ -27,21 +27,8 @@ class OptionNames(TypedDict, total=False):
     label: str | None
 
 
-class Options(NamedTuple):
-    """How to run a task. `changed` makes them, and checks what it is given.
-
-    Args:
-        timeout: seconds that it may run, from its start in a worker. Then its worker is
-            killed. None is no limit.
-        retries: how many times it is run again after it failed by a crash, a timeout or
-            one of ``retry_on``.
-        retry_on: exceptions after which it is run again.
-        backoff: seconds until it is run again; see `pause_before`.
-        priority: tasks of a higher one start first.
-        name: what errors and pictures call it, instead of its function's name.
-        label: a text that goes with it, besides: in errors, log records and pictures.
-
-    """
+class _Fields(NamedTuple):
+    """Options, not checked."""
 
     timeout: float | None = None
     retries: int = 0
@@ -51,47 +38,87 @@ class Options(NamedTuple):
     name: str | None = None
     label: str | None = None
 
-    def _checked(self) -> Options:
-        """Return these options as they are meant; raises for what makes no sense."""
-        _wait.check_timeout(self.timeout)
-        if self.timeout == 0:
-            raise ValueError("timeout is more than 0 seconds: no task could end in none")
-        for option in ("name", "label"):
-            text = getattr(self, option)
-            if not isinstance(text, (str, type(None))):
-                raise TypeError(f"{option} is a text, not {text!r}")
-        retries = whole_number("retries", self.retries)
-        if retries < 0:
-            raise ValueError(f"retries is not negative, unlike {retries}")
-        if isinstance(self.backoff, bool) or not isinstance(self.backoff, (int, float)):
-            raise TypeError(f"backoff is a number of seconds, not {self.backoff!r}")
-        if not 0 <= self.backoff < math.inf:
-            raise ValueError(f"backoff is 0 or more seconds, unlike {self.backoff!r}")
-        return self._replace(
-            retries=retries,
-            retry_on=_exception_classes(self.retry_on),
-            priority=whole_number("priority", self.priority),
-        )
 
-    def pause_before(self, retry: int) -> float:
-        """Return the seconds to wait before the first retry, the second, and so on.
+class Options(_Fields):
+    """How tasks are run: what `TaskPool.options` takes, in one immutable object.
 
-        Each may take twice as long as the one before, a minute at most (unless ``backoff``
-        is more), and a random half of that is left out: those that failed together must
-        not all come back together.
-        """
-        longest = min(self.backoff * 2.0 ** min(retry - 1, 60), max(60.0, self.backoff))
-        share = (
-            int.from_bytes(os.urandom(4), "big") / 2**32
-        )  # the module of that name is a slow one
-        return longest * (1 + share) / 2
+    To be written once and given to several pools. Those of a task are its ``options``.
+
+    Args:
+        **names: see `TaskPool.options`.
+
+    Raises:
+        TypeError: there is no such option, or it is of the wrong type.
+        ValueError: what was given makes no sense.
+
+    Example:
+        >>> import mpkit
+        >>> patient = mpkit.Options(timeout=60, retries=3)
+        >>> with mpkit.TaskPool(1, options=patient) as pool:
+        ...     pool.submit(pow, 2, 3).options.timeout
+        60
+        >>> patient.changed(retries=0)
+        Options(timeout=60)
+
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, **names: Unpack[OptionNames]) -> Self:
+        unknown = names.keys() - set(cls._fields)
+        if unknown:
+            raise TypeError(f"there is no option {min(unknown)!r}")
+        return super().__new__(cls, **_checked(_Fields(**names))._asdict())
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        return (), self._asdict()
+
+    def __repr__(self) -> str:
+        said = [
+            f"{name}={value!r}"
+            for name, value, default in zip(self._fields, self, _Fields())
+            if value != default
+        ]
+        return f"Options({', '.join(said)})"
 
     def changed(self, **names: Unpack[OptionNames]) -> Options:
         """Return these options with some of them changed."""
-        unknown = names.keys() - set(self._fields)
-        if unknown:
-            raise TypeError(f"there is no option {unknown.pop()!r}")
-        return self._replace(**names)._checked()
+        asked: dict[str, Any] = {**self._asdict(), **names}
+        return Options(**asked)
+
+
+def _checked(asked: _Fields) -> _Fields:
+    """Return these options as they are meant; raises for what makes no sense."""
+    _wait.check_timeout(asked.timeout)
+    if asked.timeout == 0:
+        raise ValueError("timeout is more than 0 seconds: no task could end in none")
+    for option, text in (("name", asked.name), ("label", asked.label)):
+        if not isinstance(text, (str, type(None))):
+            raise TypeError(f"{option} is a text, not {text!r}")
+    retries = whole_number("retries", asked.retries)
+    if retries < 0:
+        raise ValueError(f"retries is not negative, unlike {retries}")
+    if isinstance(asked.backoff, bool) or not isinstance(asked.backoff, (int, float)):
+        raise TypeError(f"backoff is a number of seconds, not {asked.backoff!r}")
+    if not 0 <= asked.backoff < math.inf:
+        raise ValueError(f"backoff is 0 or more seconds, unlike {asked.backoff!r}")
+    return asked._replace(
+        retries=retries,
+        retry_on=_exception_classes(asked.retry_on),
+        priority=whole_number("priority", asked.priority),
+    )
+
+
+def pause_before(options: Options, retry: int) -> float:
+    """Return the seconds to wait before the first retry, the second, and so on.
+
+    Each may take twice as long as the one before, a minute at most (unless ``backoff``
+    is more), and a random half of that is left out: those that failed together must
+    not all come back together.
+    """
+    longest = min(options.backoff * 2.0 ** min(retry - 1, 60), max(60.0, options.backoff))
+    share = int.from_bytes(os.urandom(4), "big") / 2**32  # the module of that name is a slow one
+    return longest * (1 + share) / 2
 
 
 def whole_number(name: str, value: object, least: int | None = None) -> int:

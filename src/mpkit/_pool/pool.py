@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import warnings
 from concurrent.futures import Executor
-from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from mpkit._call import Call
-from mpkit._platform import memory, stdlib
-from mpkit._platform.processes import usable_cores
+from mpkit._platform import stdlib
 from mpkit._pool.backend import Inline, OnExecutor
 from mpkit._pool.calls import Calls
 from mpkit._pool.engine import Engine
-from mpkit._pool.options import Options, whole_number
+from mpkit._pool.settings import settled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
+    from multiprocessing.context import BaseContext
     from types import TracebackType
 
     from typing_extensions import Unpack
 
     from mpkit._pool.backend import Backend
-    from mpkit._pool.options import OptionNames
+    from mpkit._pool.settings import PoolSettings
     from mpkit._pool.stats import Stats, Trace
     from mpkit._pool.task import Task
 
@@ -72,7 +69,8 @@ class TaskPool(Calls):
             shut down with the pool.
         processes: multiprocessing's name for ``workers``.
         maxtasksperchild: multiprocessing's name for ``tasks_per_worker``.
-        **options: see `options`; they hold for all calls.
+        options: `Options` that hold for all calls.
+        **settings: those from ``memory_limit`` on, and those of `options` one by one.
 
     Raises:
         TypeError: an argument is of the wrong type, or given twice.
@@ -95,57 +93,24 @@ class TaskPool(Calls):
         initargs: Iterable[Any] = (),
         tasks_per_worker: int | None = None,
         context: BaseContext | str | None = None,
-        *,
-        memory_limit: int | None = None,
-        memory_hard_limit: int | None = None,
-        on: Executor | None = None,
-        processes: int | None = None,
-        maxtasksperchild: int | None = None,
-        **options: Unpack[OptionNames],
+        **settings: Unpack[PoolSettings],
     ) -> None:
-        workers = _one_of("workers", workers, "processes", processes)
-        tasks_per_worker = _one_of(
-            "tasks_per_worker", tasks_per_worker, "maxtasksperchild", maxtasksperchild
-        )
-        workers = _count("workers", workers, 0)
-        tasks_per_worker = _count("tasks_per_worker", tasks_per_worker, 1)
-        memory_limit = _count("memory_limit", memory_limit, 1)
-        memory_hard_limit = _count("memory_hard_limit", memory_hard_limit, 1)
-        if memory_hard_limit is not None and not memory.HAS_PROC:
-            raise ValueError("memory_hard_limit needs /proc, which this system does not have")
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer is a function, not {initializer!r}")
-        init = Call(initializer, tuple(initargs), {}) if initializer is not None else None
-        asked = Options().changed(**options)
+        made = settled(workers, initializer, initargs, tasks_per_worker, context, **settings)
         self._opened_at = _caller()
         self._pid = os.getpid()
         self._closed = False
         backend: Backend
-        if on is not None or workers == 0:
-            given = {
-                "initializer": init if on is not None else None,
-                "workers": workers or None,
-                "tasks_per_worker": tasks_per_worker,
-                "memory_limit": memory_limit,
-                "memory_hard_limit": memory_hard_limit,
-                "context": context,
-            }
-            _refuse(given, "on=" if on is not None else "workers=0")
-            backend = Inline(init) if on is None else OnExecutor(on)
+        if made.on is not None:
+            backend = OnExecutor(made.on)
+        elif made.workers == 0:
+            backend = Inline(made.setup.init)
         else:
-            backend = Engine(
-                workers or usable_cores(),
-                _context(context),
-                init=init,
-                tasks_per_worker=tasks_per_worker,
-                memory_limit=memory_limit,
-                memory_hard_limit=memory_hard_limit,
-            )
+            backend = Engine(made)
         # Before anything can raise: from here on nobody has to remember the workers.
         self._finalizer = stdlib.call_when_gone(
             self, _abandon, (backend, self._opened_at, self._pid), 5
         )
-        super().__init__(backend, asked, None)
+        super().__init__(backend, made.options, None)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -319,28 +284,6 @@ def _abandon(backend: Backend, opened_at: str, pid: int) -> None:
         backend.terminate()
         if not backend.is_own_thread():
             backend.join(None)
-
-
-def _context(context: BaseContext | str | None) -> BaseContext:
-    if isinstance(context, BaseContext):
-        return context
-    return multiprocessing.get_context(context)
-
-
-def _one_of(name: str, value: int | None, other: str, synonym: int | None) -> int | None:
-    if value is not None and synonym is not None:
-        raise TypeError(f"{name} and {other} are the same thing: give one of them")
-    return synonym if value is None else value
-
-
-def _count(name: str, value: int | None, least: int) -> int | None:
-    return None if value is None else whole_number(name, value, least)
-
-
-def _refuse(given: Mapping[str, object], because: str) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"{name}= makes no sense together with {because}")
 
 
 def _caller() -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.context import BaseContext
 
-    from mpkit._call import Call
+    from mpkit._pool.setup import Setup
 
 #: Seconds that are waited at most before one looks again. (epoll counts to 24 days.)
 LONGEST_WAIT = 86_400.0
@@ -28,15 +28,12 @@ LONGEST_WAIT = 86_400.0
 class Roster:
     """Starts workers, and waits for what they do. Used by the supervisor thread only."""
 
-    def __init__(
-        self, size: int, context: BaseContext, init: Call | None, *, report_memory: bool
-    ) -> None:
+    def __init__(self, size: int, context: BaseContext, setup: Setup) -> None:
         #: By their numbers in the schedule.
         self.workers: dict[int, Worker] = {}
         self._numbers = itertools.count()
         self._context = context
-        self._init = init
-        self._report_memory = report_memory
+        self._setup = setup
         # Those that are being replaced may live on beside those that replace them. For some of
         # them: the others report by socket.
         forks = context.get_start_method() == "fork"
@@ -68,13 +65,8 @@ class Roster:
         initializer raises.
         """
         number = next(self._numbers)
-        worker = Worker(
-            self._context,
-            self._journals,
-            self._init,
-            report_memory=self._report_memory,
-            name=f"mpkit worker {number + 1}",
-        )
+        name = f"mpkit worker {number + 1}"
+        worker = Worker(self._context, self._journals, self._setup, name)
         # First of all: those that are here are ended if a Ctrl-C ends the making of the pool.
         self.workers[number] = worker
         if worker.slot is not None:

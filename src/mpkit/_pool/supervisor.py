@@ -34,11 +34,10 @@ from mpkit._pool.warden import Warden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from multiprocessing.context import BaseContext
 
-    from mpkit._call import Call
     from mpkit._parcel import Parcel
     from mpkit._pool.actions import Action
+    from mpkit._pool.settings import Settings
     from mpkit._pool.shortcut import Handed
     from mpkit._pool.stats import Recorder, Span
     from mpkit._pool.task import Task
@@ -50,22 +49,13 @@ _STOPPED = "was stopped with its pool"
 class Supervisor:
     """Runs tasks on processes of its own. See the module's docstring for who owns what."""
 
-    def __init__(
-        self,
-        workers: int,
-        context: BaseContext,
-        recorder: Recorder,
-        *,
-        init: Call | None = None,
-        tasks_per_worker: int | None = None,
-        memory_limit: int | None = None,
-        memory_hard_limit: int | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, recorder: Recorder) -> None:
         self._recorder = recorder
-        limits = [limit for limit in (memory_limit, memory_hard_limit) if limit is not None]
+        hard_limit = settings.memory_hard_limit
+        limits = [limit for limit in (settings.memory_limit, hard_limit) if limit is not None]
         self._memory_limit = min(limits, default=None)
-        self._schedule = Schedule(workers, tasks_per_worker)
-        self._roster = Roster(workers, context, init, report_memory=self._memory_limit is not None)
+        self._schedule = Schedule(settings.workers, settings.tasks_per_worker)
+        self._roster = Roster(settings.workers, settings.context, settings.setup)
         self._crew = self._roster.workers
         self._ledger = Ledger()
         self._dispatch = Dispatch(self._crew, self._ledger, self._schedule)
@@ -75,9 +65,9 @@ class Supervisor:
             self._schedule,
             read_reports=self._read_reports,
             take_back=self._take_back,
-            memory_hard_limit=memory_hard_limit,
+            memory_hard_limit=hard_limit,
         )
-        forks = context.get_start_method() == "fork"
+        forks = settings.context.get_start_method() == "fork"
         self._verdict = Verdict(self._ledger, self._schedule, forks=forks)
         self._thread: threading.Thread | None = None
         self._terminated = False

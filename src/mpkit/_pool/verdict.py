@@ -11,6 +11,7 @@ from mpkit._errors import WorkerDied, WorkerInitError
 from mpkit._platform import memory
 from mpkit._pool import wire
 from mpkit._pool.asked import unpacked
+from mpkit._pool.options import pause_before
 
 if TYPE_CHECKING:
     from mpkit._pool.crew import Worker
@@ -141,7 +142,7 @@ class Verdict:
             crashed = True
         if not self._ledger.runs_again(task, error, crashed=crashed):
             self._ledger.settle(task, None, error)
-        elif pause := entry.task.options.pause_before(entry.task.attempts):
+        elif pause := pause_before(entry.task.options, entry.task.attempts):
             self._schedule.postponed()
             self._ledger.rest(task, pause)
         else:

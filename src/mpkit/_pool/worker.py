@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mpkit._link import Link
     from mpkit._parcel import Parcel
     from mpkit._pool.journal import Journal
+    from mpkit._pool.setup import Setup
 
 _state: dict[str, Any] = {}
 
@@ -48,9 +49,7 @@ def worker_state() -> dict[str, Any]:
     return _state
 
 
-def main(
-    inbox: Link, outbox: Link, journal: Journal | None, init: Call | None, report_memory: bool
-) -> None:
+def main(inbox: Link, outbox: Link, journal: Journal | None, setup: Setup) -> None:
     """Be a worker: run what comes in, in order, until told to leave."""
     # Ctrl-C reaches every process of the terminal, and it is the parent that decides.
     # A handler that does nothing, not SIG_IGN: programs that a task starts by exec would
@@ -63,9 +62,9 @@ def main(
     # finalize; under spawn it is modules, which to look through as we end takes 5 ms.
     gc.freeze()
     stdlib.allow_interrupts()  # which were held while we began
-    reports = Reports(inbox, outbox, journal, report_memory)
+    reports = Reports(inbox, outbox, journal, setup.report_memory)
     try:
-        if init is not None and not _initialized(init, reports):
+        if setup.init is not None and not _initialized(setup.init, reports):
             return
         reports.send(wire.encode_ready())
         wait = _wait.waiter(inbox.fd)

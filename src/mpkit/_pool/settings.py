@@ -1,0 +1,134 @@
+"""What a pool is made with: its settings, checked where they are given."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from mpkit._call import Call
+from mpkit._platform import memory
+from mpkit._platform.processes import usable_cores
+from mpkit._pool.options import OptionNames, Options, whole_number
+from mpkit._pool.setup import Setup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from concurrent.futures import Executor
+
+    from typing_extensions import Unpack
+
+
+class PoolSettings(OptionNames, total=False):
+    """The keywords of `TaskPool` that are no parameters of `multiprocessing.Pool` but two."""
+
+    memory_limit: int | None
+    memory_hard_limit: int | None
+    on: Executor | None
+    options: Options | None
+    processes: int | None
+    maxtasksperchild: int | None
+
+
+class Settings(NamedTuple):
+    """How a pool is made. `settled` makes them, and checks what it is given.
+
+    ``given`` has by name what was given and makes sense only with workers of the pool's own;
+    ``workers`` is how many of these, if it is to have any, and ``options`` are those of all calls.
+    """
+
+    options: Options
+    on: Executor | None
+    workers: int
+    context: BaseContext
+    setup: Setup
+    tasks_per_worker: int | None
+    memory_limit: int | None
+    memory_hard_limit: int | None
+    given: Mapping[str, object]
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether the pool has processes of its own."""
+        return self.on is None and self.workers > 0
+
+    def check(self) -> None:
+        """Raise ValueError for what was given and means nothing to this kind of pool."""
+        if self.has_workers:
+            return
+        given = dict(self.given)
+        if self.on is None:  # it runs here, and so does the initializer
+            del given["initializer"]
+        for name, value in given.items():
+            if value is not None and value != 0:
+                kind = "workers=0" if self.on is None else "on="
+                raise ValueError(f"{name}= makes no sense together with {kind}")
+
+
+def settled(
+    workers: int | None,
+    initializer: Callable[..., object] | None,
+    initargs: Iterable[Any],
+    tasks_per_worker: int | None,
+    context: BaseContext | str | None,
+    **settings: Unpack[PoolSettings],
+) -> Settings:
+    """Return what these mean; raises TypeError and ValueError for what makes no sense."""
+    on = settings.pop("on", None)
+    options = settings.pop("options", None)
+    workers = _one_of("workers", workers, "processes", settings.pop("processes", None))
+    workers = _count("workers", workers, 0)
+    tasks_per_worker = _one_of(
+        "tasks_per_worker",
+        tasks_per_worker,
+        "maxtasksperchild",
+        settings.pop("maxtasksperchild", None),
+    )
+    tasks_per_worker = _count("tasks_per_worker", tasks_per_worker, 1)
+    memory_limit = _count("memory_limit", settings.pop("memory_limit", None), 1)
+    hard_limit = _count("memory_hard_limit", settings.pop("memory_hard_limit", None), 1)
+    if hard_limit is not None and not memory.HAS_PROC:
+        raise ValueError("memory_hard_limit needs /proc, which this system does not have")
+    if initializer is not None and not callable(initializer):
+        raise TypeError(f"initializer is a function, not {initializer!r}")
+    init = Call(initializer, tuple(initargs), {}) if initializer is not None else None
+    if options is not None and not isinstance(options, Options):
+        raise TypeError(f"options are mpkit.Options(...), not {options!r}")
+    # What is left are options, or nothing that there is.
+    asked = (options or Options()).changed(**cast("OptionNames", settings))
+    found = Settings(
+        asked,
+        on,
+        usable_cores() if workers is None else workers,
+        _context(context),
+        Setup(init, report_memory=memory_limit is not None or hard_limit is not None),
+        tasks_per_worker,
+        memory_limit,
+        hard_limit,
+        {
+            "initializer": initializer,
+            "workers": workers,
+            "tasks_per_worker": tasks_per_worker,
+            "memory_limit": memory_limit,
+            "memory_hard_limit": hard_limit,
+            "context": context,
+        },
+    )
+    found.check()
+    return found
+
+
+def _context(context: BaseContext | str | None) -> BaseContext:
+    if isinstance(context, BaseContext):
+        return context
+    return multiprocessing.get_context(context)
+
+
+def _one_of(name: str, value: int | None, other: str, synonym: int | None) -> int | None:
+    if value is not None and synonym is not None:
+        raise TypeError(f"{name} and {other} are the same thing: give one of them")
+    return synonym if value is None else value
+
+
+def _count(name: str, value: int | None, least: int) -> int | None:
+    return None if value is None else whole_number(name, value, least)
