@@ -19,6 +19,7 @@ LAYERS = [
     "_platform.memory",
     "_platform.files",
     "_platform.processes",
+    "_platform.cores",
     "_platform.stdlib",
     "_platform.future",
     "_reach",

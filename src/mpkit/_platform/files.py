@@ -140,11 +140,16 @@ def find_mount(mounts: str, number: str, path: str) -> str:
         points.append((words[4], kind))
     nearest, found, path = 0, "", os.path.join(os.path.realpath(path), "")
     for escaped, kind in points:
-        point = os.path.join(_OCTAL.sub(lambda code: chr(int(code[1], 8)), escaped), "")
+        point = os.path.join(unescaped(escaped), "")
         # What was mounted later hides what is mounted at the same point.
         if len(point) >= nearest and path.startswith(point):
             nearest, found = len(point), kind
     return found
+
+
+def unescaped(path: str) -> str:
+    """Return a path as it is, which mountinfo writes without spaces."""
+    return _OCTAL.sub(lambda code: chr(int(code[1], 8)), path)
 
 
 #: How mountinfo writes a space, a tab, a newline and a backslash.

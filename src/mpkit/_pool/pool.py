@@ -51,8 +51,9 @@ class TaskPool(Calls):
     terminated with a ResourceWarning.
 
     Args:
-        workers: how many processes; None is one for each core that this process may
-            use. 0 runs each call right here when it is submitted, for debugging.
+        workers: how many processes; None is what ``MPKIT_WORKERS`` in the environment says, or
+            else one for each core that this process may use (affinity, CPU quotas of a
+            container). 0 runs each call right here when it is submitted, for debugging.
         initializer: called once in each worker, before its first task. If it raises in
             three workers in a row, or ends as many as there are and three more, every
             task fails with `WorkerInitError`.

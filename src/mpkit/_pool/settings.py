@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from mpkit._call import Call
 from mpkit._platform import memory
-from mpkit._platform.processes import usable_cores
+from mpkit._platform.cores import default_workers
 from mpkit._pool.options import OptionNames, Options, whole_number
 from mpkit._pool.setup import Setup
 
@@ -99,7 +99,7 @@ def settled(
     found = Settings(
         asked,
         on,
-        usable_cores() if workers is None else workers,
+        default_workers() if workers is None and on is None else workers or 0,
         _context(context),
         Setup(init, report_memory=memory_limit is not None or hard_limit is not None),
         tasks_per_worker,
