@@ -88,6 +88,7 @@ LAYERS = [
     "_pool.backend",
     "_pool.engine",
     "_pool.gather",
+    "_pool.executor",
     "_pool.calls",
     "_pool.pool",
     "",

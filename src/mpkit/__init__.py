@@ -31,7 +31,7 @@ a few processes, and `wait` waits for any of them.
 #   _child       a process of ours         _process    start and Job
 #   _pool/       TaskPool: actions and schedule (pure), wire, slices, packing, journal, setup,
 #                worker, options, settings, task, asked, feeds, results, inbox, crew, roster,
-#                shortcut, warden, mailbox, supervisor, engine, gather, and the facade
+#                shortcut, warden, mailbox, supervisor, engine, gather, executor, and the facade
 #
 # Only the errors are imported at once. All else is when it is first asked for: a program that
 # has a limit needs no pool, and neither do the workers of a pool, each of which imports mpkit
@@ -77,6 +77,7 @@ if _typing.TYPE_CHECKING:
     from mpkit._limit import Semaphore as Semaphore
     from mpkit._limit import limit as limit
     from mpkit._pool.calls import Calls as Calls
+    from mpkit._pool.executor import PoolExecutor as PoolExecutor
     from mpkit._pool.options import Options as Options
     from mpkit._pool.pool import TaskPool as TaskPool
     from mpkit._pool.results import Results as Results
@@ -95,6 +96,7 @@ else:
         "Channel": "_channel",
         "Job": "_process",
         "Options": "_pool.options",
+        "PoolExecutor": "_pool.executor",
         "Results": "_pool.results",
         "Semaphore": "_limit",
         "Signal": "_signal",
@@ -142,6 +144,7 @@ __all__ = [
     "Options",
     "PeerDied",
     "PoolClosed",
+    "PoolExecutor",
     "RemoteError",
     "RemoteTraceback",
     "ResultTimeout",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,7 +283,17 @@ def pools(path: Path) -> None:
     )
     mpkit.TaskPool(processes=4, maxtasksperchild=10, context=multiprocessing.get_context("fork"))
     mpkit.TaskPool(on=ThreadPoolExecutor())
-    assert_type(pool.executor, Executor)
+    assert_type(pool.executor, mpkit.PoolExecutor)
+    assert_type(pool.options(retries=1).executor, mpkit.PoolExecutor)
+    executor: Executor = pool.executor
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert_type(pool.executor.submit(area, 2, height=1.5), mpkit.Task[float])
+    assert_type(pool.executor.map(area, [1], [2.5], timeout=1), Iterator[float])
+    assert_type(pool.executor.map(hello, chunksize=2, buffersize=4), Iterator[str])
+    pool.executor.submit(area, "2", 1.5)  # type: ignore[arg-type]
+    pool.executor.map(area, 2)  # type: ignore[arg-type]
+    pool.executor.map(area, [2], buffersize="4")  # type: ignore[arg-type]
+    pool.executor.shutdown(True, True)  # type: ignore[call-arg]
     assert_type(pool.close(), None)
     assert_type(pool.terminate(), None)
     assert_type(pool.join(timeout=1), bool)

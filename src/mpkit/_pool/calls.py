@@ -11,6 +11,7 @@ from mpkit._call import Call
 from mpkit._pool import chunks, packing
 from mpkit._pool import progress as progress_
 from mpkit._pool.asked import Asked
+from mpkit._pool.executor import PoolExecutor
 from mpkit._pool.gather import Gather
 from mpkit._pool.options import whole_number
 from mpkit._pool.results import AHEAD, Results
@@ -82,6 +83,11 @@ class Calls:
         return Calls(self._backend, self._options.changed(**options), self._owner or self)
 
     # in the accent of concurrent.futures
+
+    @property
+    def executor(self) -> PoolExecutor:
+        """A `PoolExecutor` whose calls have these options. To shut it down leaves the pool open."""
+        return PoolExecutor(self._submit, self._backend)
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
         """Have a worker call ``fn(*args, **kwargs)``; return its `Task` at once.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from mpkit._platform import stdlib
 from mpkit._pool.backend import Inline, OnExecutor
 from mpkit._pool.calls import Calls
 from mpkit._pool.engine import Engine
+from mpkit._pool.executor import WholeExecutor
 from mpkit._pool.settings import settled
 
 if TYPE_CHECKING:
@@ -22,12 +22,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from mpkit._pool.backend import Backend
+    from mpkit._pool.executor import PoolExecutor
     from mpkit._pool.settings import PoolSettings
     from mpkit._pool.stats import Stats, Trace
-    from mpkit._pool.task import Task
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class TaskPool(Calls):
@@ -118,11 +115,12 @@ class TaskPool(Calls):
         return f"<TaskPool of {self._backend.workers} workers, made at {self._opened_at}: {state}>"
 
     @property
-    def executor(self) -> Executor:
+    def executor(self) -> PoolExecutor:
         """A `concurrent.futures.Executor` over the same workers.
 
         For asyncio's ``run_in_executor``, Dask, SciPy, and whoever asks for one. Shutting
-        it down closes the pool.
+        it down closes the pool; that of a view (``pool.options(retries=2).executor``) only
+        ends itself.
 
         Example:
             >>> with TaskPool(2) as pool:
@@ -130,7 +128,7 @@ class TaskPool(Calls):
             [32, 9]
 
         """
-        return _ExecutorView(self)
+        return WholeExecutor(self._submit, self._backend, self.close, self.join)
 
     def stats(self) -> Stats:
         """Return what the pool did until now: counts, and what each worker did."""
@@ -240,24 +238,6 @@ class TaskPool(Calls):
         except BaseException:
             self.terminate()
             raise
-
-
-class _ExecutorView(Executor):
-    """A pool that looks like an executor."""
-
-    def __init__(self, pool: TaskPool) -> None:
-        self._pool = pool
-        self._max_workers = pool._backend.workers
-
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
-        return self._pool.submit(fn, *args, **kwargs)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        if cancel_futures:
-            self._pool._backend.cancel_waiting()
-        self._pool.close()
-        if wait:
-            self._pool.join()
 
 
 def _finish(backend: Backend, pid: int) -> None:
