@@ -294,6 +294,8 @@ def pools(path: Path) -> None:
     pool.executor.map(area, 2)  # type: ignore[arg-type]
     pool.executor.map(area, [2], buffersize="4")  # type: ignore[arg-type]
     pool.executor.shutdown(True, True)  # type: ignore[call-arg]
+    mpkit.TaskPool(finalizer=hello)
+    mpkit.TaskPool(finalizer=shout)  # type: ignore[arg-type]
     assert_type(pool.close(), None)
     assert_type(pool.terminate(), None)
     assert_type(pool.join(timeout=1), bool)

@@ -15,7 +15,7 @@ from mpkit._platform.stdlib import Condition
 from mpkit._pool.feeds import Feeds
 from mpkit._pool.options import pause_before
 from mpkit._pool.stats import Recorder
-from mpkit._pool.task import Control
+from mpkit._pool.task import Control, is_ctrl_c, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mpkit._call import Call
     from mpkit._pool.options import Options
     from mpkit._pool.packing import Part
+    from mpkit._pool.setup import Setup
     from mpkit._pool.task import Task
 
 
@@ -105,13 +106,14 @@ class Inline(NoControl):
     workers = 1
     submit_part = None
 
-    def __init__(self, init: Call | None) -> None:
+    def __init__(self, setup: Setup) -> None:
         self.recorder = Recorder()
         self.recorder.worker_started(os.getpid())
         self._closed = False
         self.feeds = Feeds()
-        if init is not None:
-            init.fn(*init.args, **init.kwargs)
+        self._finalizer = setup.finalizer
+        if setup.init is not None:
+            setup.init.fn(*setup.init.args, **setup.init.kwargs)
 
     def check(self, options: Options) -> None:
         if options.timeout is not None:
@@ -151,7 +153,19 @@ class Inline(NoControl):
 
     def close(self) -> None:
         self._closed = True
-        self.feeds.close(self.recorder.close)
+        self.feeds.close(self._end)
+
+    def _end(self) -> None:
+        finalizer, self._finalizer = self._finalizer, None  # this may be called again
+        try:
+            if finalizer is not None:
+                finalizer.fn(*finalizer.args, **finalizer.kwargs)
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            report(error, "raised by the finalizer")
+        finally:
+            self.recorder.close()
 
     def terminate(self) -> None:
         self.feeds.stop()

@@ -63,6 +63,10 @@ class TaskPool(Calls):
             task that it runs has ended. None is no limit.
         memory_hard_limit: bytes above which it is killed, whatever it runs, within some
             0.1 s; the task fails with `MemoryLimitExceeded`. (Linux)
+        finalizer: called without arguments in each worker that leaves, after its last task:
+            when the pool is done, or the worker is replaced. What it raises is reported like
+            an uncaught exception, and harms nobody. A worker that is killed, as all of a
+            pool that is terminated, calls none.
         on: run on this `concurrent.futures.Executor` instead of own workers. It is not
             shut down with the pool.
         processes: multiprocessing's name for ``workers``.
@@ -101,7 +105,7 @@ class TaskPool(Calls):
         if made.on is not None:
             backend = OnExecutor(made.on)
         elif made.workers == 0:
-            backend = Inline(made.setup.init)
+            backend = Inline(made.setup)
         else:
             backend = Engine(made)
         # Before anything can raise: from here on nobody has to remember the workers.

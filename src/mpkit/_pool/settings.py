@@ -24,6 +24,7 @@ class PoolSettings(OptionNames, total=False):
 
     memory_limit: int | None
     memory_hard_limit: int | None
+    finalizer: Callable[[], object] | None
     on: Executor | None
     options: Options | None
     processes: int | None
@@ -56,12 +57,10 @@ class Settings(NamedTuple):
         """Raise ValueError for what was given and means nothing to this kind of pool."""
         if self.has_workers:
             return
-        given = dict(self.given)
-        if self.on is None:  # it runs here, and so does the initializer
-            del given["initializer"]
-        for name, value in given.items():
-            if value is not None and value != 0:
-                kind = "workers=0" if self.on is None else "on="
+        kind = "on=" if self.on is not None else "workers=0"
+        for name, value in self.given.items():
+            here_too = self.on is None and name in ("workers", "initializer", "finalizer")
+            if value is not None and not here_too:
                 raise ValueError(f"{name}= makes no sense together with {kind}")
 
 
@@ -92,6 +91,10 @@ def settled(
     if initializer is not None and not callable(initializer):
         raise TypeError(f"initializer is a function, not {initializer!r}")
     init = Call(initializer, tuple(initargs), {}) if initializer is not None else None
+    finalizer = settings.pop("finalizer", None)
+    if finalizer is not None and not callable(finalizer):
+        raise TypeError(f"finalizer is a function, not {finalizer!r}")
+    final = Call(finalizer, (), {}) if finalizer is not None else None
     if options is not None and not isinstance(options, Options):
         raise TypeError(f"options are mpkit.Options(...), not {options!r}")
     # What is left are options, or nothing that there is.
@@ -101,12 +104,13 @@ def settled(
         on,
         default_workers() if workers is None and on is None else workers or 0,
         _context(context),
-        Setup(init, report_memory=memory_limit is not None or hard_limit is not None),
+        Setup(init, final, report_memory=memory_limit is not None or hard_limit is not None),
         tasks_per_worker,
         memory_limit,
         hard_limit,
         {
             "initializer": initializer,
+            "finalizer": finalizer,
             "workers": workers,
             "tasks_per_worker": tasks_per_worker,
             "memory_limit": memory_limit,

@@ -12,4 +12,5 @@ class Setup(NamedTuple):
     """What each worker is given besides its connections."""
 
     init: Call | None = None
+    finalizer: Call | None = None
     report_memory: bool = False

@@ -325,6 +325,8 @@ class Supervisor:
                     self._schedule.started(number)
                 case wire.InitFailed(error) if not self._schedule.has_started(number):
                     self._verdict.init_failed(error, fds)
+                case wire.FinalizerFailed(error) if worker.retiring:
+                    self._verdict.finalizer_failed(worker.pid, error, fds)
                 case _:  # it looks like a report, and makes no sense
                     worker.disbelieve()
         if worker.hung_up and not had_hung_up:  # its death, which we watch, will tell us more

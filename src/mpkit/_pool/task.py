@@ -271,11 +271,16 @@ def is_ctrl_c(error: BaseException) -> bool:
 
 
 def report_callback(what: str, error: BaseException) -> None:
-    """Tell the program, as for an uncaught exception, that a callback raised.
+    """Tell the program that a callback raised; see `report`."""
+    report(error, f"raised by a callback of {what}")
+
+
+def report(error: BaseException, where: str) -> None:
+    """Tell the program, as for an uncaught exception, of one that does no harm.
 
     Raises nothing, though the program's `sys.excepthook` may: by `sys.exit`, for one.
     """
-    add_note(error, f"(raised by a callback of {what}; the pool goes on)")
+    add_note(error, f"({where}; the pool goes on)")
     try:
         sys.excepthook(type(error), error, error.__traceback__)
     except BaseException as failure:  # noqa: BLE001  the interpreter's own tells of both

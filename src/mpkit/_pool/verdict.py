@@ -12,6 +12,7 @@ from mpkit._platform import memory
 from mpkit._pool import wire
 from mpkit._pool.asked import unpacked
 from mpkit._pool.options import pause_before
+from mpkit._pool.task import report
 
 if TYPE_CHECKING:
     from mpkit._pool.crew import Worker
@@ -92,6 +93,10 @@ class Verdict:
         """The initializer raised in a worker."""
         self._init_error = _unpack_error(data, fds)
         self._schedule.init_failed()
+
+    def finalizer_failed(self, pid: int, data: bytes, fds: list[int]) -> None:
+        """The finalizer raised in a worker that leaves. No task is any the worse for that."""
+        report(_unpack_error(data, fds), f"raised by the finalizer of worker {pid}")
 
     def ended_before_it_started(self, worker: Worker) -> None:
         """A worker has ended that never began to take tasks."""

@@ -1,7 +1,7 @@
 """What parent and worker say to each other: a closed set of messages, each one packet.
 
 Parent to worker: `Run`, and the end of the link: leave. Worker to parent: `Ready`,
-`InitFailed`, `Done` (also as a record of its journal), and `WAKE`; and to a caller who waits,
+`InitFailed`, `FinalizerFailed`, `Done` (also as a record of its journal), and `WAKE`; and to a caller who waits,
 back through the link by which it was asked, a ring. Both sides import this
 file, so they cannot disagree. A call inside a message is what `packing.pack` made, an outcome
 what `Parcel.seal` did; descriptors ride on the packet, which then has one task.
@@ -71,12 +71,19 @@ class Done(NamedTuple):
     data: bytes
 
 
-Report = Ready | InitFailed | list[Done] | Declined
+class FinalizerFailed(NamedTuple):
+    """The finalizer raised, and the worker leaves all the same; ``error`` is a packed failure."""
+
+    error: bytes
+
+
+Report = Ready | InitFailed | list[Done] | Declined | FinalizerFailed
 
 #: A packet that says nothing: there is something to read in the journal.
 WAKE = b"w"
 
 _RUN, _ASK, _READY, _INIT_FAILED, _DONE, _DECLINED = b"r", b"a", b"y", b"i", b"d", b"n"
+_FINALIZER_FAILED = b"f"
 _COUNT = struct.Struct("=cHQ")
 _LOAD = struct.Struct("=QI")
 _DONE_HEADER = struct.Struct("=cQddQ")
@@ -114,6 +121,11 @@ def encode_ready() -> bytes:
 def init_failed_header() -> bytes:
     """Return what comes before the error in the packet of an `InitFailed`."""
     return _INIT_FAILED
+
+
+def finalizer_failed_header() -> bytes:
+    """Return what comes before the error in the packet of a `FinalizerFailed`."""
+    return _FINALIZER_FAILED
 
 
 def done_header(task: int, began: float, ended: float, resident: int) -> bytes:
@@ -169,4 +181,6 @@ def decode_for_parent(data: bytes) -> Report:
         return Ready()
     if data.startswith(_INIT_FAILED):
         return InitFailed(data[1:])
+    if data.startswith(_FINALIZER_FAILED):
+        return FinalizerFailed(data[1:])
     raise Malformed(f"{data[:16]!r}")

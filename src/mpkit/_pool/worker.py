@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mpkit import _outcome, _wait
 from mpkit._link import LinkDown
@@ -67,24 +68,31 @@ def main(inbox: Link, outbox: Link, journal: Journal | None, setup: Setup) -> No
         if setup.init is not None and not _initialized(setup.init, reports):
             return
         reports.send(wire.encode_ready())
-        wait = _wait.waiter(inbox.fd)
-        while True:
-            # Not in the call that takes a packet: if a thread that some task left behind has
-            # closed our descriptors meanwhile, the packet stays where it can be had back.
-            reports.check_inbox()
-            wait()
-            packet = inbox.receive()
-            assert packet is not None  # there is no deadline
-            data, fds = packet
-            run = wire.decode_for_worker(data)
-            for index, load in enumerate(run.loads):
-                if run.number and not reports.begin(run.number, index):
-                    break
-                reports.done(load.task, *_run(load, fds), asked=run.asked)
-                if run.asked:
-                    reports.ring(load.task)
+        _serve(inbox, reports)
     except LinkDown:  # there is no more to do, or the pool is gone
-        return
+        pass
+    if setup.finalizer is not None:
+        _finalize(setup.finalizer, reports)
+
+
+def _serve(inbox: Link, reports: Reports) -> NoReturn:
+    """Run tasks until the link ends."""
+    wait = _wait.waiter(inbox.fd)
+    while True:
+        # Not in the call that takes a packet: if a thread that some task left behind has
+        # closed our descriptors meanwhile, the packet stays where it can be had back.
+        reports.check_inbox()
+        wait()
+        packet = inbox.receive()
+        assert packet is not None  # there is no deadline
+        data, fds = packet
+        run = wire.decode_for_worker(data)
+        for index, load in enumerate(run.loads):
+            if run.number and not reports.begin(run.number, index):
+                break
+            reports.done(load.task, *_run(load, fds), asked=run.asked)
+            if run.asked:
+                reports.ring(load.task)
 
 
 def _ignore(number: int, frame: object) -> None:
@@ -101,6 +109,18 @@ def _initialized(init: Call, reports: Reports) -> bool:
         parcel.close()
         return False
     return True
+
+
+def _finalize(finalizer: Call, reports: Reports) -> None:
+    """Have the last word before this worker leaves, and report if that raises."""
+    try:
+        call = finalizer.arrived()
+        call.fn(*call.args, **call.kwargs)
+    except BaseException as error:  # noqa: BLE001  for the program to hear of
+        parcel = _outcome.pack_error(f"the finalizer {finalizer.what}", error, skip_frames=1)
+        with contextlib.suppress(LinkDown):  # then there is nobody to hear of it
+            reports.send(*parcel.seal(wire.finalizer_failed_header()))
+        parcel.close()
 
 
 def _run(load: wire.Load, fds: list[int]) -> tuple[float, float, bytes, Parcel]:
@@ -148,6 +168,8 @@ class Reports:
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send a packet."""
+        if _identity(self._outbox.fd) != self._connection:  # see `_write`
+            raise LinkDown
         self._outbox.send(data, fds)
         self._sent()
 
