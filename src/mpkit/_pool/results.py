@@ -365,5 +365,7 @@ def _feed(
             window.add(submit(chunk))
     except BaseException as raised:  # noqa: BLE001  the input's, or NotPicklable: for the consumer
         error = raised
-    window.end(error)
-    feeds.leave(window)
+    try:  # who has had all that came of it may take the pool to have done with it
+        feeds.leave(window)
+    finally:
+        window.end(error)
