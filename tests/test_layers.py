@@ -21,6 +21,7 @@ LAYERS = [
     "_platform.processes",
     "_platform.cores",
     "_platform.stdlib",
+    "_platform.threads",
     "_platform.future",
     "_reach",
     "_fork",

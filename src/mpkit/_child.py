@@ -27,7 +27,7 @@ class Child:
     """A process that this one started, which dies with it; and how to wait for it.
 
     Never daemonic: it may have children of its own. Any thread may use it, of the process
-    that started it.
+    that started it. It begins with the variables of ``environment`` set, unless it is forked.
     """
 
     def __init__(
@@ -36,12 +36,16 @@ class Child:
         args: tuple[Any, ...],
         context: BaseContext,
         name: str | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
         make: Any = getattr(context, "Process")  # noqa: B009  BaseContext does not declare it
         self.process: BaseProcess = make(
             target=_main, args=(_lifeline.own(), main, args), name=name, daemon=False
         )
-        stdlib.start_helpers(context.get_start_method())
+        method = context.get_start_method()
+        if environment and method != "fork":
+            stdlib.have_environment(self.process, environment)
+        stdlib.start_helpers(method)
         try:
             self.process.start()
         except OSError as error:

@@ -296,6 +296,8 @@ def pools(path: Path) -> None:
     pool.executor.shutdown(True, True)  # type: ignore[call-arg]
     mpkit.TaskPool(finalizer=hello)
     mpkit.TaskPool(finalizer=shout)  # type: ignore[arg-type]
+    mpkit.TaskPool(4, threads_per_worker=2)
+    assert_type(pool.threads_per_worker, int | None)
     assert_type(pool.close(), None)
     assert_type(pool.terminate(), None)
     assert_type(pool.join(timeout=1), bool)
@@ -310,6 +312,7 @@ def pools(path: Path) -> None:
     mpkit.TaskPool(timeout="5")  # type: ignore[arg-type]
     mpkit.TaskPool(patience=5)  # type: ignore[call-arg]
     mpkit.TaskPool(memory_limit="1 GB")  # type: ignore[arg-type]
+    mpkit.TaskPool(threads_per_worker="2")  # type: ignore[arg-type]
     mpkit.TaskPool(4, None, (), 100, "spawn", 10**9)  # type: ignore[call-arg]
     mpkit.TaskPool(on=4)  # type: ignore[arg-type]
     mpkit.TaskPool(options={"timeout": 5})  # type: ignore[arg-type]

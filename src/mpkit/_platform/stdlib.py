@@ -202,6 +202,34 @@ def pass_once(popen: Any) -> None:
         popen._fds[:] = dict.fromkeys(popen._fds)
 
 
+class _Luggage(str):
+    """The name of a process that is not started yet, with what it is to have before all else.
+
+    A process that is not forked reads two things: how to prepare itself, in which its name is all
+    that is its own, and itself. Between these it imports the main module of the program, and
+    with that whatever else. To have its variables set by then, this process would have to set
+    its own, which all its threads see and each program that one of them starts just then.
+    """
+
+    process: Any
+    environment: dict[str, str]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.process.name = name = str(self)  # it travels once, ahead of the rest
+        # No function of ours: a new process reads a little later where it finds this package.
+        return eval, (f"__import__('os').environ.update({self.environment!r}) or {name!r}",)
+
+
+def have_environment(process: Any, variables: dict[str, str]) -> None:
+    """Have a process that is to be started begin with some variables of its environment set.
+
+    Before it imports anything of the program's. It must not be forked, for then nothing travels.
+    """
+    luggage = _Luggage(process.name)
+    luggage.process, luggage.environment = process, variables
+    process.name = luggage
+
+
 def start_directory() -> str:
     """Return the working directory in which the program began."""
     return multiprocessing.process.ORIGINAL_DIR or os.getcwd()  # type: ignore[attr-defined]

@@ -58,7 +58,8 @@ class Worker:
             # Ctrl-C must not end a worker that does not ignore it yet.
             with stdlib.interrupts_held(context.get_start_method()):
                 args = reader, writer, journal, setup
-                self.child = Child(worker.main, args, context, name)
+                ahead = setup.threads.environment if setup.threads is not None else None
+                self.child = Child(worker.main, args, context, name, ahead)
             #: The number of its process.
             self.pid: int = self.child.pid
         except BaseException:

@@ -69,6 +69,10 @@ class TaskPool(Calls):
             pool that is terminated, calls none.
         on: run on this `concurrent.futures.Executor` instead of own workers. It is not
             shut down with the pool.
+        threads_per_worker: how many threads libraries (OpenMP, OpenBLAS, MKL, BLIS, Accelerate,
+            NumExpr) start in each worker. None is its share of the cores, one at least, but
+            variables such as ``OMP_NUM_THREADS`` win; 0 leaves it to them. What a forked
+            worker has loaded from its birth obeys if ``threadpoolctl`` is installed.
         processes: multiprocessing's name for ``workers``.
         maxtasksperchild: multiprocessing's name for ``tasks_per_worker``.
         options: `Options` that hold for all calls.
@@ -101,6 +105,7 @@ class TaskPool(Calls):
         self._opened_at = _caller()
         self._pid = os.getpid()
         self._closed = False
+        self._threads = made.setup.threads
         backend: Backend
         if made.on is not None:
             backend = OnExecutor(made.on)
@@ -117,6 +122,14 @@ class TaskPool(Calls):
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
         return f"<TaskPool of {self._backend.workers} workers, made at {self._opened_at}: {state}>"
+
+    @property
+    def threads_per_worker(self) -> int | None:
+        """How many threads numerical libraries are told to start in each worker.
+
+        Where the environment does not say otherwise. None if they are told nothing.
+        """
+        return None if self._threads is None else self._threads.number
 
     @property
     def executor(self) -> PoolExecutor:

@@ -7,7 +7,7 @@ from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from mpkit._call import Call
-from mpkit._platform import memory
+from mpkit._platform import memory, threads
 from mpkit._platform.cores import default_workers
 from mpkit._pool.options import OptionNames, Options, whole_number
 from mpkit._pool.setup import Setup
@@ -29,6 +29,7 @@ class PoolSettings(OptionNames, total=False):
     options: Options | None
     processes: int | None
     maxtasksperchild: int | None
+    threads_per_worker: int | None
 
 
 class Settings(NamedTuple):
@@ -88,6 +89,7 @@ def settled(
     hard_limit = _count("memory_hard_limit", settings.pop("memory_hard_limit", None), 1)
     if hard_limit is not None and not memory.HAS_PROC:
         raise ValueError("memory_hard_limit needs /proc, which this system does not have")
+    threads_per_worker = _count("threads_per_worker", settings.pop("threads_per_worker", None), 0)
     if initializer is not None and not callable(initializer):
         raise TypeError(f"initializer is a function, not {initializer!r}")
     init = Call(initializer, tuple(initargs), {}) if initializer is not None else None
@@ -99,12 +101,19 @@ def settled(
         raise TypeError(f"options are mpkit.Options(...), not {options!r}")
     # What is left are options, or nothing that there is.
     asked = (options or Options()).changed(**cast("OptionNames", settings))
+    count = default_workers() if workers is None and on is None else workers or 0
+    made_in = _context(context)
     found = Settings(
         asked,
         on,
-        default_workers() if workers is None and on is None else workers or 0,
-        _context(context),
-        Setup(init, final, report_memory=memory_limit is not None or hard_limit is not None),
+        count,
+        made_in,
+        Setup(
+            init,
+            final,
+            report_memory=memory_limit is not None or hard_limit is not None,
+            threads=threads.of_workers(count, threads_per_worker, made_in) if count else None,
+        ),
         tasks_per_worker,
         memory_limit,
         hard_limit,
@@ -116,6 +125,7 @@ def settled(
             "memory_limit": memory_limit,
             "memory_hard_limit": hard_limit,
             "context": context,
+            "threads_per_worker": threads_per_worker,
         },
     )
     found.check()

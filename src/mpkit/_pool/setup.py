@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from mpkit._call import Call
+    from mpkit._platform.threads import Threads
 
 
 class Setup(NamedTuple):
@@ -14,3 +15,5 @@ class Setup(NamedTuple):
     init: Call | None = None
     finalizer: Call | None = None
     report_memory: bool = False
+    #: How many threads libraries start in it; None leaves that to them.
+    threads: Threads | None = None

@@ -63,6 +63,8 @@ def main(inbox: Link, outbox: Link, journal: Journal | None, setup: Setup) -> No
     # finalize; under spawn it is modules, which to look through as we end takes 5 ms.
     gc.freeze()
     stdlib.allow_interrupts()  # which were held while we began
+    if setup.threads is not None:
+        setup.threads.arrive()
     reports = Reports(inbox, outbox, journal, setup.report_memory)
     try:
         if setup.init is not None and not _initialized(setup.init, reports):
