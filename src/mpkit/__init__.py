@@ -29,9 +29,10 @@ a few processes, and `wait` waits for any of them.
 #   _channel     Channel                   _outcome    how a call's end travels
 #   _call        how a call travels        _lifeline   children leave with us
 #   _child       a process of ours         _process    start and Job
-#   _pool/       TaskPool: actions and schedule (pure), wire, slices, packing, journal, setup,
-#                worker, options, settings, task, asked, feeds, results, inbox, crew, roster,
-#                shortcut, warden, mailbox, supervisor, engine, gather, executor, and the facade
+#   _pool/       TaskPool: actions and schedule (pure), wire, slices, chunks, packing, journal,
+#                setup, worker, options, settings, task, asked, feeds, lookahead, results, inbox,
+#                crew, roster, shortcut, warden, mailbox, supervisor, engine, gather, executor,
+#                and the facade
 #
 # Only the errors are imported at once. All else is when it is first asked for: a program that
 # has a limit needs no pool, and neither do the workers of a pool, each of which imports mpkit

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import mpkit
+from mpkit._pool.lookahead import AHEAD, MOST_TIMES
 from tests import poolwork
 from tests.support import PATIENCE, until
 
@@ -230,8 +231,50 @@ def test_imap_pulls_an_endless_input_no_further_than_it_must() -> None:
     with mpkit.TaskPool(2) as pool:
         results = pool.imap(poolwork.square, numbers())
         assert [next(results) for _ in range(100)] == [n * n for n in range(100)]
-        assert len(pulled) <= 100 + 2 * 32 + 1
+        assert len(pulled) <= 100 + 2 * AHEAD * MOST_TIMES + 1
         results.close()
+
+
+class Counter:
+    """A function that remembers how often it was called."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, number: int) -> tuple[int, int]:
+        self.calls += 1
+        return number, self.calls
+
+
+def test_an_item_finds_the_function_as_it_was_when_imap_was_called(start_method: str) -> None:
+    with mpkit.TaskPool(1) as pool:
+        counter = Counter()
+        results = pool.imap(counter, range(100))
+        assert list(results) == [(number, 1) for number in range(100)]
+
+
+def test_an_item_is_what_it_was_when_it_was_pulled() -> None:
+    """Though the input changes it then, and though many travel together."""
+
+    def growing() -> Any:
+        item: list[int] = []
+        for number in range(200):
+            item.append(number)
+            yield item
+
+    with mpkit.TaskPool(1) as pool:
+        assert list(pool.imap(len, growing())) == list(range(1, 201))
+
+
+def test_tasks_of_several_functions_share_their_packets() -> None:
+    with mpkit.TaskPool(1) as pool:
+        squares = pool.imap(poolwork.square, range(300))
+        absolute = pool.imap(abs, range(-300, 0))
+        tasks = [pool.submit(poolwork.add, number, 1) for number in range(300)]
+        assert list(zip(squares, absolute, strict=True)) == [
+            (number * number, 300 - number) for number in range(300)
+        ]
+        assert [task.result() for task in tasks] == list(range(1, 301))
 
 
 def test_imap_delivers_what_is_ready_though_the_input_is_slow() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os.path
 import sys
+import threading
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -13,7 +15,9 @@ import pytest
 
 from mpkit import NotPicklable
 from mpkit._call import Call
-from mpkit._pool import packing
+from mpkit._frames import PACKET
+from mpkit._parcel import MOST_INLINE
+from mpkit._pool import packing, wire
 from tests import poolwork
 
 
@@ -105,3 +109,43 @@ def test_what_is_known_of_functions_is_bounded(module: ModuleType) -> None:
         exec(f"def f{number}(): pass", vars(module))
         packing.pack(Call(getattr(module, f"f{number}"), (), {}))
     assert len(packing._known) <= packing._MOST_KNOWN
+
+
+def each(fn: Any, chunk: list[Any]) -> tuple[bytes, bytes, Any]:
+    data, parcel, common = packing.Each(fn).pack(chunk)
+    assert parcel is None
+    return data, common, packing.unpack_each(common, data, []) if common else None
+
+
+@pytest.mark.parametrize("fn", [poolwork.square, functools.partial(pow, 2)], ids=str)
+def test_tasks_of_one_function_travel_without_it(fn: Any) -> None:
+    data, common, arrived = each(fn, [3, [4]])
+    there, chunk = arrived
+    assert (there(3), chunk) == (fn(3), [3, [4]])
+    assert data not in common
+    assert b"square" not in data
+
+
+def test_a_large_function_travels_with_each_task() -> None:
+    data, common, _ = each(functools.partial(max, bytes(packing._MOST_COMMON)), [b"3"])
+    assert common == b""
+    call, (fn, chunk), kwargs = packing.unpack(data, [])
+    assert call(fn, chunk, **kwargs) == [(True, b"3")]
+
+
+@pytest.mark.parametrize("spare", range(-300, 300, 60))
+def test_a_chunk_and_its_function_fit_in_a_packet(spare: int) -> None:
+    """Or else they travel as any other call does."""
+    chunk = [bytes(MOST_INLINE - spare)]
+    data, parcel, common = packing.Each(poolwork.square).pack(chunk)
+    if parcel is not None:
+        with contextlib.closing(parcel):
+            data, _ = parcel.seal(data)
+    assert len(wire.encode_run([wire.Load(1, data)], common=common)) <= PACKET
+
+
+def test_what_cannot_travel_to_an_imap_is_named() -> None:
+    with pytest.raises(NotPicklable, match="the function"), without_cloudpickle():
+        packing.Each(lambda: 3)
+    with pytest.raises(NotPicklable, match="an item for tests.poolwork.square"):
+        packing.Each(poolwork.square).pack([threading.Lock()])

@@ -130,15 +130,15 @@ def test_who_waits_in_asyncio_no_more_is_forgotten() -> None:
 
 
 class Interrupted(Chunk):
-    """One whose result is asked for when a Ctrl-C comes, once."""
+    """One whose outcome is asked for when a Ctrl-C comes, once."""
 
     comes = True
 
-    def result(self, timeout: float | None = None) -> list[tuple[bool, Any]]:
+    def outcome(self) -> tuple[list[tuple[bool, Any]], BaseException | None] | None:
         if self.comes:
             self.comes = False
             raise KeyboardInterrupt
-        return super().result(timeout)
+        return super().outcome()
 
 
 def test_an_interruption_is_not_taken_for_a_result() -> None:
@@ -153,23 +153,27 @@ def test_an_interruption_is_not_taken_for_a_result() -> None:
 def test_an_interruption_does_not_keep_the_input_from_being_pulled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bench = Bench(20)
+    bench = Bench(40)
     window = bench.results._window
     feeder: Any = window._emptied
     until(lambda: feeder._waiters)
-    bench.finish(*range(16))
+    pulled = len(bench.tasks)
+    bench.finish(*range(pulled))
 
     def interrupt() -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(window._emptied, "notify_all", interrupt)
+    taken: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        next(bench.results)
-    assert [next(bench.results) for _ in range(16)] == list(range(16))
+        while True:  # until there is room for more
+            taken.append(next(bench.results))
+    taken += [next(bench.results) for _ in range(pulled - len(taken))]
+    assert taken == list(range(pulled))
     threads = in_threads(1, lambda: next(bench.results))
-    bench.pulled(20)
-    bench.finish(*range(16, 20))
+    bench.pulled(40)
+    bench.finish(*range(pulled, 40))
     bench.round_ends()
     assert all_end(threads)
 

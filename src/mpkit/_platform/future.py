@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpkit._platform.stdlib import Condition
@@ -98,6 +98,12 @@ class LightFuture(Future[R]):
         if self._state == _FINISHED:
             return self._exception
         return super().exception(timeout)
+
+    def outcome(self) -> tuple[R, BaseException | None] | None:
+        """Not for users: return the result and the exception, or None if it has not ended."""
+        if self._state == _FINISHED:
+            return self._result, self._exception
+        return (self._result, CancelledError()) if self.done() else None
 
     def set_running_or_notify_cancel(self) -> bool:
         """Not for users: have it run; False if it was cancelled, and those who wait know that."""

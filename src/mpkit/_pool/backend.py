@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mpkit._call import Call
     from mpkit._pool.options import Options
-    from mpkit._pool.packing import Part
+    from mpkit._pool.packing import Each, Part
     from mpkit._pool.setup import Setup
     from mpkit._pool.task import Task
 
@@ -53,6 +53,10 @@ class Backend(Control, Protocol):
     @property
     def submit_part(self) -> Callable[[Task[Any], Part, bool], None] | None:
         """As `submit`, for a part of a chunk that was packed; None if chunks stay whole."""
+
+    @property
+    def submit_chunk(self) -> Callable[[Task[Any], Each, list[Any]], None] | None:
+        """As `submit`, for one of many chunks of a function; None if that is no matter."""
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks that have not begun."""
@@ -105,6 +109,7 @@ class Inline(NoControl):
 
     workers = 1
     submit_part = None
+    submit_chunk = None
 
     def __init__(self, setup: Setup) -> None:
         self.recorder = Recorder()
@@ -179,6 +184,7 @@ class OnExecutor(NoControl):
     """Runs calls on an executor of somebody else's, which is not shut down with the pool."""
 
     submit_part = None
+    submit_chunk = None
 
     def __init__(self, executor: Executor) -> None:
         self.recorder = Recorder()

@@ -13,8 +13,9 @@ from mpkit._pool import progress as progress_
 from mpkit._pool.asked import Asked
 from mpkit._pool.executor import PoolExecutor
 from mpkit._pool.gather import Gather
+from mpkit._pool.lookahead import AHEAD
 from mpkit._pool.options import whole_number
-from mpkit._pool.results import AHEAD, Results
+from mpkit._pool.results import Results
 from mpkit._pool.slices import MANY, SLICE_SECONDS, Bounds
 from mpkit._pool.task import Task
 
@@ -343,8 +344,15 @@ class Calls:
         total = len(iterable) if isinstance(iterable, Sized) else None
         name = _outcome.describe(fn)
 
+        submit_chunk = self._backend.submit_chunk
+        each = None if submit_chunk is None else packing.Each(fn)
+
         def submit(chunk: list[Any]) -> Task[list[tuple[bool, Any]]]:
-            return self._submit(chunks.run_each, (fn, chunk), {}, name=name, fed=True)
+            if submit_chunk is None or each is None:
+                return self._submit(chunks.run_each, (fn, chunk), {}, name=name, fed=True)
+            task = self._task(name)
+            submit_chunk(task, each, chunk)
+            return task
 
         bound = AHEAD * self._backend.workers
         meter = progress_.meter(progress, total)

@@ -36,7 +36,7 @@ class Dispatch:
     def send(self, number: int, tasks: list[int]) -> None:
         """Send tasks to a worker, several to a packet where they are small."""
         loads: list[wire.Load] = []
-        room = wire.ROOM
+        room, common = wire.ROOM, b""
         left = deque(tasks)
         while left:
             task = left[0]
@@ -51,30 +51,33 @@ class Dispatch:
                 try:
                     data, fds = parcel.seal(data)
                 except OSError as error:
-                    self._flush(number, loads, _NO_FDS)
+                    self._flush(number, loads, _NO_FDS, common)
                     loads = []
                     self._cannot_send(number, left.popleft(), error)
                     break
             left.popleft()
-            if fds or len(data) + wire.PER_LOAD > room:
-                self._flush(number, loads, _NO_FDS)
-                loads, room = [], wire.ROOM
+            if fds or len(data) + wire.PER_LOAD > room or common is not entry.common:
+                self._flush(number, loads, _NO_FDS, common)
+                loads, common = [], entry.common
+                room = wire.ROOM - len(common)
             loads.append(wire.Load(task, data))
             room -= len(data) + wire.PER_LOAD
             if fds:  # whose they are is clear only if it is alone
-                self._flush(number, loads, fds)
-                loads, room = [], wire.ROOM
-        self._flush(number, loads, _NO_FDS)
+                self._flush(number, loads, fds, common)
+                loads, room = [], wire.ROOM - len(common)
+        self._flush(number, loads, _NO_FDS, common)
         if left:
             self.returned(number, left)
 
-    def _flush(self, number: int, loads: list[wire.Load], fds: Sequence[int]) -> None:
+    def _flush(
+        self, number: int, loads: list[wire.Load], fds: Sequence[int], common: bytes
+    ) -> None:
         if not loads:
             return
         worker = self._crew[number]
         tasks = [load.task for load in loads]
         try:
-            sent = worker.inbox.send(loads, fds)
+            sent = worker.inbox.send(loads, fds, common)
         except OSError as error:
             (task,) = tasks  # with descriptors it is alone
             self._cannot_send(number, task, error)

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mpkit._call import Call
+    from mpkit._parcel import Parcel
     from mpkit._pool.options import Options
-    from mpkit._pool.packing import Part
+    from mpkit._pool.packing import Each, Part
     from mpkit._pool.settings import Settings
     from mpkit._pool.task import Task
 
@@ -41,11 +42,20 @@ class Engine:
         Raises NotPicklable, naming what cannot travel, and `PoolClosed`.
         """
         self.check_open(fed)
-        head, parcel = packing.pack(call)
+        self._submit(task, *packing.pack(call))
+
+    def submit_chunk(self, task: Task[Any], each: Each, chunk: list[Any]) -> None:
+        """As `submit`, for one of many chunks that a function is called with, which are fed."""
+        self.check_open(True)
+        self._submit(task, *each.pack(chunk))
+
+    def _submit(
+        self, task: Task[Any], head: bytes, parcel: Parcel | None, common: bytes = b""
+    ) -> None:
         if parcel is not None:
             parcel.own()
             parcel.depart(f"moved to the worker that runs {task.name}")
-        self._supervisor.submit(task, head, parcel)
+        self._supervisor.submit(task, head, parcel, common)
 
     def submit_part(self, task: Task[Any], part: Part, fed: bool) -> None:
         """As `submit`, for a part of a chunk that was packed."""

@@ -81,14 +81,14 @@ class Inbox:
         #: Which journal is its worker's, if any.
         self.slot = journals.open()
 
-    def send(self, loads: list[Load], fds: Sequence[int]) -> bool:
+    def send(self, loads: list[Load], fds: Sequence[int], common: bytes = b"") -> bool:
         """Send a packet of tasks; False if there is no room, or the worker is gone.
 
         Raises OSError if descriptors cannot be sent, since too many are on their way.
         """
         # Only of several can some be taken back, and only what has a journal knows of that.
         number = next(self._numbers) if len(loads) > 1 and self.slot is not None else 0
-        packet = wire.encode_run(loads, number=number)
+        packet = wire.encode_run(loads, number=number, common=common)
         # Or who empties the inbox in between would forget a packet that is not noted yet, and
         # that would be taken for the latest that the worker has taken, when it never can.
         with self._shared:
@@ -106,9 +106,11 @@ class Inbox:
             self._sent.append((len(framed(packet)), [load.task for load in loads]))
         return sent
 
-    def hand(self, task: int, call: bytes, receipt: list[int], *, asked: bool) -> None:
+    def hand(
+        self, load: Load, receipt: list[int], *, asked: bool = False, common: bytes = b""
+    ) -> None:
         """Send one small task, in any thread; the ``receipt`` is as for `Link.send`."""
-        packet = wire.encode_run([wire.Load(task, call)], asked=asked)
+        packet = wire.encode_run([load], asked=asked, common=common)
         with contextlib.suppress(LinkDown):
             self._link.send(packet, (), _NOW, receipt)
 

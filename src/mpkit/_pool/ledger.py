@@ -24,13 +24,28 @@ MOST_PASSED_OVER = 1000
 class Entry:
     """A task, its packed call, and how it has fared. The caller makes it, in any thread."""
 
-    __slots__ = ("deadline", "doom", "head", "killed", "parcel", "pid", "retries", "task", "worker")
+    __slots__ = (
+        "common",
+        "deadline",
+        "doom",
+        "head",
+        "killed",
+        "parcel",
+        "pid",
+        "retries",
+        "task",
+        "worker",
+    )
 
-    def __init__(self, task: Task[Any], head: bytes, parcel: Parcel | None) -> None:
+    def __init__(
+        self, task: Task[Any], head: bytes, parcel: Parcel | None, common: bytes = b""
+    ) -> None:
         self.task = task
-        #: The call, as `packing.pack` has made it.
+        #: The call, as `packing.pack` has made it; or, if it has its function in ``common`` with
+        #: others, the chunk, as `packing.Each` has.
         self.head = head
         self.parcel = parcel
+        self.common = common
         #: How many more times it may be run again.
         self.retries = task.options.retries
         #: The worker that it was sent to last, by its number in the schedule and its pid.

@@ -13,14 +13,13 @@ from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mpkit import _parcel
-from mpkit._call import PARTS
+from mpkit._call import PARTS, Call
 from mpkit._parcel import Parcel
+from mpkit._pool.chunks import run_each
 from mpkit._pool.slices import Bounds, run_slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from mpkit._call import Call
 
 #: A call begins with how many bytes of name follow, or this, if all of it is in the message.
 _NAMELESS: Final = b"\x00"
@@ -56,6 +55,43 @@ def _pack(call: Call) -> tuple[bytes, Parcel | None]:
 def _sealed(head: bytes, parcel: Parcel) -> tuple[bytes, Parcel | None]:
     """Put both into one message now, if that is all; or leave it to who sends the parcel."""
     return (parcel.seal(head)[0], None) if parcel.plain else (head, parcel)
+
+
+#: Bytes of a function that is sent once for all tasks in a packet. (Arbitrary: a closure that
+#: cloudpickle has packed takes some 600.)
+_MOST_COMMON: Final = 4096
+
+
+class Each:
+    """What all tasks of an `imap` are: a function, called with the items of a chunk of its own.
+
+    The function is pickled once, here; raises NotPicklable. Most are sent once in a packet.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        call = Call(fn, (), {})
+        self.what = call.what
+        head, parcel = pack(call)
+        small = parcel is None and len(head) <= _MOST_COMMON
+        self._common = head if small else b""
+        if parcel is not None:
+            parcel.close()
+        self._fn = fn
+
+    def pack(self, chunk: list[Any]) -> tuple[bytes, Parcel | None, bytes]:
+        """Return what `pack` does of a call with a chunk, and the function if it is beside that."""
+        common = self._common
+        if common:
+            parcel = _parcel.pack(chunk, f"an item for {self.what}")
+            if not parcel.plain or len(parcel.stream) + len(common) <= _parcel.MOST_INLINE:
+                return *_sealed(b"", parcel), common
+        return *pack(Call(run_each, (self._fn, chunk), {})), b""
+
+
+def unpack_each(common: bytes, data: bytes, fds: list[int]) -> tuple[Callable[..., Any], list[Any]]:
+    """Return the function and the chunk of a task. Raises what unpickling raises."""
+    fn, _, _ = unpack(common, [])
+    return fn, _parcel.unpack(data, fds)
 
 
 #: Bytes of a chunk that is sent again for each slice. (To send and unpickle them takes about as

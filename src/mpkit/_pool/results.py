@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 import threading
+import time
 from collections import deque
-from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from mpkit._errors import PoolClosed, ResultTimeout
 from mpkit._pool import chunks
+from mpkit._pool.lookahead import Lookahead
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
@@ -24,18 +24,13 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-#: Chunks per worker that may be pulled from the input and not yet be consumed. Enough
-#: for packets of short tasks; what bounds the memory of an endless input.
-AHEAD = 32
-#: As many of them are taken at a time, if they are there: to take turns costs more.
-_AT_A_TIME = 16
-
 
 class Results(Generic[R]):
     """The results of a `TaskPool.imap`, in order or as they come; also for ``async for``.
 
     The input is pulled by a thread of its own, and never further ahead than a bound
-    (32 chunks for each worker): it may be slow or endless. An item that raised raises
+    (32 chunks for each worker; up to 512, if half of that is consumed in 5 ms): it may be slow
+    or endless. An item that raised raises
     when its turn comes, and the iteration may go on behind it. ``close``, or dropping
     the iterator, cancels what has not begun.
     """
@@ -153,12 +148,6 @@ class _Raised:
         return self._error
 
 
-def _results_of(task: Task[list[tuple[bool, Any]]]) -> list[tuple[bool, Any]]:
-    # Asked for, and not caught: a Ctrl-C that comes just now is not what became of the task.
-    error = CancelledError() if task.cancelled() else task.exception()
-    return task.result() if error is None else [(False, _Raised(error))]
-
-
 class Window:
     """The chunks between the feeder and the consumer. Any thread may use it."""
 
@@ -170,9 +159,9 @@ class Window:
         *,
         ordered: bool,
     ) -> None:
-        # Those that were taken are not consumed by then, but in the consumer's hands.
-        self._at_a_time = min(_AT_A_TIME, -(-bound // 2))
-        self._bound = bound - self._at_a_time
+        self._ahead = Lookahead(bound)
+        #: When half of what may be pulled ahead was consumed the last time.
+        self._consumed_at = time.monotonic()
         self._later = later
         self._meter = meter
         self._ordered = ordered
@@ -199,12 +188,15 @@ class Window:
 
     def wait_for_room(self) -> bool:
         """Block until another chunk may be pulled; False if none is wanted any more."""
-        if self._unconsumed() >= self._bound:
+        if self._unconsumed() >= self._ahead.bound:
             with self._lock:
                 # Half of it at a time: to take turns costs more than to pull an item.
                 self._emptied.wait_for(
                     lambda: self._stopped or self._halted or self._has_much_room()
                 )
+                now = time.monotonic()
+                self._ahead.half_consumed(now - self._consumed_at)
+                self._consumed_at = now
         if self._halted and not self._stopped:
             raise PoolClosed("the pool", "it ended before all of the input was read")
         return not self._stopped
@@ -212,7 +204,7 @@ class Window:
     def lift(self) -> None:
         """Let all of the input be pulled, since the pool may end before it is consumed."""
         with self._lock:
-            self._bound = sys.maxsize
+            self._ahead.lift()
             self._emptied.notify_all()
 
     def halt(self) -> None:
@@ -240,7 +232,7 @@ class Window:
             self._notify()
 
     def _has_much_room(self) -> bool:
-        return self._unconsumed() <= self._bound // 2
+        return self._unconsumed() <= self._ahead.bound // 2
 
     def _unconsumed(self) -> int:
         return len(self._line) + len(self._running)
@@ -285,11 +277,13 @@ class Window:
             if values:
                 return
             over = not self._line
-            for _ in range(min(self._at_a_time, len(self._line))):
-                task = self._line[0]
-                if not task.done():
+            for _ in range(min(self._ahead.at_a_time, len(self._line))):
+                outcome = self._line[0].outcome()
+                if outcome is None:
                     break
-                results = _results_of(task)
+                results, error = outcome
+                if error is not None:
+                    results = [(False, _Raised(error))]
                 sizes.append(len(results))
                 # Without a call in between: what a signal handler raises loses nothing.
                 values += results

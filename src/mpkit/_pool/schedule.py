@@ -106,14 +106,14 @@ class Schedule:
 
     # what happened
 
-    def submitted(self, task: int, *, priority: int = 0, alone: bool = False) -> None:
-        """A task arrived. ``alone``: its start must be known, as its time is limited."""
+    def submitted(self, *tasks: int, priority: int = 0, alone: bool = False) -> None:
+        """Tasks arrived. ``alone``: the start of each must be known, as its time is limited."""
         if priority:
-            self._priority[task] = priority
+            self._priority.update(dict.fromkeys(tasks, priority))
         if alone:
-            self._alone.add(task)
-        self._queues[priority].append(task)
-        self._queued += 1
+            self._alone.update(tasks)
+        self._queues[priority] += tasks
+        self._queued += len(tasks)
 
     def handed(self, worker: int, task: int, *, priority: int = 0) -> None:
         """A task arrived, and was sent to a worker that had none (see `idle_workers`)."""

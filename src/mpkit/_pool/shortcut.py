@@ -16,6 +16,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
+from mpkit._pool.wire import Load
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -96,7 +98,8 @@ class Shortcut:
             entry.task.set_running_or_notify_cancel()
             handed = Handed(entry, number, worker, asked=asked)
             self._handed.append(handed)  # first, so that it is known before it is reported
-            worker.inbox.hand(entry.task.number, entry.head, handed.receipt, asked=asked)
+            load = Load(entry.task.number, entry.head)
+            worker.inbox.hand(load, handed.receipt, asked=asked, common=entry.common)
         return handed
 
     def answer(self, handed: Handed) -> Done | None:

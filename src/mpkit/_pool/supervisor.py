@@ -110,9 +110,11 @@ class Supervisor:
 
     # called by any thread
 
-    def submit(self, task: Task[Any], head: bytes, parcel: Parcel | None) -> None:
-        """Have a call run, which `packing.pack` has made."""
-        entry = Entry(task, head, parcel)
+    def submit(
+        self, task: Task[Any], head: bytes, parcel: Parcel | None, common: bytes = b""
+    ) -> None:
+        """Have a call run, which `packing.pack` or `packing.Each` has made."""
+        entry = Entry(task, head, parcel, common)
         if parcel is None and task.options.timeout is None:
             asked = task if isinstance(task, Asked) and self._memory_limit is None else None
             handed = self._shortcut.send(entry, asked=asked is not None)
@@ -277,8 +279,7 @@ class Supervisor:
         if self._terminated:  # they were being packed meanwhile
             self._ledger.settle_all(_STOPPED)
             return
-        for entry in entries:
-            self._verdict.queue(entry)
+        self._verdict.queue(entries)
 
     def _offer(self) -> None:
         """Let callers have the workers that have nothing to do."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -15,9 +17,13 @@ from mpkit._pool.options import pause_before
 from mpkit._pool.task import report
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mpkit._pool.crew import Worker
     from mpkit._pool.ledger import Entry, Ledger
     from mpkit._pool.schedule import Schedule
+
+_options = operator.attrgetter("task.options")
 
 #: Seconds until the system is asked again for a process that it had no room for, while
 #: tasks wait. (It says so at once; arbitrary.)
@@ -48,11 +54,12 @@ class Verdict:
         self._next_try = 0.0
         self._oom_kills = memory.oom_kills()
 
-    def queue(self, entry: Entry) -> None:
-        """Have a task run, for the first time or again."""
-        options = entry.task.options
-        alone = options.timeout is not None
-        self._schedule.submitted(entry.task.number, priority=options.priority, alone=alone)
+    def queue(self, entries: Iterable[Entry]) -> None:
+        """Have tasks run, for the first time or again."""
+        for options, group in itertools.groupby(entries, _options):
+            numbers = [entry.task.number for entry in group]
+            alone = options.timeout is not None
+            self._schedule.submitted(*numbers, priority=options.priority, alone=alone)
 
     def next_try(self) -> float | None:
         """Return the time (of `time.monotonic`) to ask the system for a process again, or None."""
@@ -62,7 +69,7 @@ class Verdict:
         """Try again what has waited long enough for it: tasks that failed, and processes."""
         for number in self._ledger.rested():
             self._schedule.resumed()
-            self.queue(self._ledger[number])
+            self.queue([self._ledger[number]])
         when = self.next_try()
         if when is not None and when <= time.monotonic():
             self._schedule.try_again()
@@ -151,7 +158,7 @@ class Verdict:
             self._schedule.postponed()
             self._ledger.rest(task, pause)
         else:
-            self.queue(entry)
+            self.queue([entry])
 
 
 def _unpack_error(data: bytes, fds: list[int], start: int = 0) -> BaseException:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Load(NamedTuple):
-    """One task on its way to a worker: its number and its packed call."""
+    """One task on its way to a worker: its number, and its packed call or chunk."""
 
     task: int
     call: bytes
@@ -29,12 +29,14 @@ class Run(NamedTuple):
     """Run these tasks in this order, and report each before the next begins.
 
     If they are ``asked`` for, by a caller who waits, ring back for each, too (`encode_ring`).
-    ``number`` is that of the packet, of those to one worker: see `journal`.
+    ``number`` is that of the packet, of those to one worker: see `journal`. If there is a
+    ``common`` function (`packing.pack_function`), the loads are chunks that it is called with.
     """
 
     loads: list[Load]
     asked: bool
     number: int
+    common: bytes = b""
 
 
 class Ready(NamedTuple):
@@ -84,7 +86,7 @@ WAKE = b"w"
 
 _RUN, _ASK, _READY, _INIT_FAILED, _DONE, _DECLINED = b"r", b"a", b"y", b"i", b"d", b"n"
 _FINALIZER_FAILED = b"f"
-_COUNT = struct.Struct("=cHQ")
+_COUNT = struct.Struct("=cHQH")
 _LOAD = struct.Struct("=QI")
 _DONE_HEADER = struct.Struct("=cQddQ")
 _DONE_WHOLE = struct.Struct(_DONE_HEADER.format + "c")
@@ -105,9 +107,12 @@ def encode_ring(task: int) -> bytes:
     return _RING.pack(task)
 
 
-def encode_run(loads: list[Load], *, asked: bool = False, number: int = 0) -> bytes:
+def encode_run(
+    loads: list[Load], *, asked: bool = False, number: int = 0, common: bytes = b""
+) -> bytes:
     """Return the packet of a `Run`."""
-    parts = [_COUNT.pack(_ASK if asked else _RUN, len(loads), number)]
+    kind = _ASK if asked else _RUN
+    parts = [_COUNT.pack(kind, len(loads), number, len(common)), common]
     for task, call in loads:
         parts += _LOAD.pack(task, len(call)), call
     return b"".join(parts)
@@ -135,15 +140,16 @@ def done_header(task: int, began: float, ended: float, resident: int) -> bytes:
 
 def decode_for_worker(data: bytes) -> Run:
     """Return the message in a packet that the parent sent."""
-    kind, count, number = _COUNT.unpack_from(data)
+    kind, count, number, size = _COUNT.unpack_from(data)
     loads: list[Load] = []
-    offset = _COUNT.size
+    offset = _COUNT.size + size
+    common = data[_COUNT.size : offset]
     for _ in range(count):
         task, length = _LOAD.unpack_from(data, offset)
         offset += _LOAD.size
         loads.append(Load(task, data[offset : offset + length]))
         offset += length
-    return Run(loads, kind == _ASK, number)
+    return Run(loads, kind == _ASK, number, common)
 
 
 _DECLINED_WHOLE = struct.Struct("=cQQ")

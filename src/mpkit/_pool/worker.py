@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mpkit import _outcome, _wait
 from mpkit._link import LinkDown
 from mpkit._platform import memory, stdlib
-from mpkit._pool import packing, wire
+from mpkit._pool import chunks, packing, wire
 from mpkit._pool.journal import MOST_BYTES
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _serve(inbox: Link, reports: Reports) -> NoReturn:
         for index, load in enumerate(run.loads):
             if run.number and not reports.begin(run.number, index):
                 break
-            reports.done(load.task, *_run(load, fds), asked=run.asked)
+            reports.done(load.task, *_run(load, fds, run.common), asked=run.asked)
             if run.asked:
                 reports.ring(load.task)
 
@@ -125,17 +125,25 @@ def _finalize(finalizer: Call, reports: Reports) -> None:
         parcel.close()
 
 
-def _run(load: wire.Load, fds: list[int]) -> tuple[float, float, bytes, Parcel]:
+def _run(load: wire.Load, fds: list[int], common: bytes) -> tuple[float, float, bytes, Parcel]:
     """Run one task; return when it began and ended, the kind of its outcome, and that."""
     began = time.monotonic()
     what = f"task {load.task}"
+    fn: Any
+    args: Any
+    kwargs: dict[str, Any] = {}
     try:
-        fn, args, kwargs = packing.unpack(load.call, fds)
+        if common:
+            fn, chunk = packing.unpack_each(common, load.call, fds)
+            call, args = chunks.run_each, (fn, chunk)
+        else:
+            fn, args, kwargs = packing.unpack(load.call, fds)
+            call = fn
     except BaseException as error:  # noqa: BLE001  unpickling is user code
         error.add_note(f"(raised while a worker unpickled the arguments of {what})")
         return began, time.monotonic(), _outcome.FAILED, _outcome.pack_error(what, error)
     try:
-        value = fn(*args, **kwargs)
+        value = call(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001  to be raised in the parent
         ended = time.monotonic()
         parcel = _outcome.pack_error(f"{what} ({_outcome.describe(fn)})", error, skip_frames=1)
