@@ -66,6 +66,7 @@ LAYERS = [
     "_pool.chunks",
     "_pool.packing",
     "_pool.journal",
+    "_pool.shared",
     "_pool.setup",
     "_pool.worker",
     "_pool.options",

@@ -30,9 +30,9 @@ a few processes, and `wait` waits for any of them.
 #   _call        how a call travels        _lifeline   children leave with us
 #   _child       a process of ours         _process    start and Job
 #   _pool/       TaskPool: actions and schedule (pure), wire, slices, chunks, packing, journal,
-#                setup, worker, options, settings, task, asked, feeds, lookahead, results, inbox,
-#                crew, roster, shortcut, warden, mailbox, supervisor, engine, gather, executor,
-#                and the facade
+#                shared, setup, worker, options, settings, task, asked, feeds, lookahead, results,
+#                inbox, crew, roster, shortcut, warden, mailbox, supervisor, engine, gather,
+#                executor, and the facade
 #
 # Only the errors are imported at once. All else is when it is first asked for: a program that
 # has a limit needs no pool, and neither do the workers of a pool, each of which imports mpkit
@@ -82,6 +82,7 @@ if _typing.TYPE_CHECKING:
     from mpkit._pool.options import Options as Options
     from mpkit._pool.pool import TaskPool as TaskPool
     from mpkit._pool.results import Results as Results
+    from mpkit._pool.shared import shared as shared
     from mpkit._pool.stats import Stats as Stats
     from mpkit._pool.stats import Trace as Trace
     from mpkit._pool.stats import WorkerStats as WorkerStats
@@ -108,6 +109,7 @@ else:
         "WorkerStats": "_pool.stats",
         "channel": "_channel",
         "limit": "_limit",
+        "shared": "_pool.shared",
         "start": "_process",
         "wait": "_anyof",
         "worker_state": "_pool.worker",
@@ -165,6 +167,7 @@ __all__ = [
     "WouldDeadlock",
     "channel",
     "limit",
+    "shared",
     "start",
     "wait",
     "worker_state",

@@ -294,6 +294,9 @@ def pools(path: Path) -> None:
     pool.executor.map(area, 2)  # type: ignore[arg-type]
     pool.executor.map(area, [2], buffersize="4")  # type: ignore[arg-type]
     pool.executor.shutdown(True, True)  # type: ignore[call-arg]
+    mpkit.TaskPool(shared={"x": 1})
+    assert_type(mpkit.shared(), Any)
+    mpkit.shared("x")  # type: ignore[call-arg]
     mpkit.TaskPool(finalizer=hello)
     mpkit.TaskPool(finalizer=shout)  # type: ignore[arg-type]
     mpkit.TaskPool(4, threads_per_worker=2)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mpkit._errors import PoolClosed
 from mpkit._platform.stdlib import Condition
+from mpkit._pool import shared
 from mpkit._pool.feeds import Feeds
 from mpkit._pool.options import pause_before
 from mpkit._pool.stats import Recorder
@@ -116,9 +117,10 @@ class Inline(NoControl):
         self.recorder.worker_started(os.getpid())
         self._closed = False
         self.feeds = Feeds()
+        self._shared = setup.shared
         self._finalizer = setup.finalizer
         if setup.init is not None:
-            setup.init.fn(*setup.init.args, **setup.init.kwargs)
+            self._call(setup.init)
 
     def check(self, options: Options) -> None:
         if options.timeout is not None:
@@ -141,7 +143,7 @@ class Inline(NoControl):
             error: Exception | None = None
             value: Any = None
             try:
-                value = call.fn(*call.args, **call.kwargs)
+                value = self._call(call)
             except Exception as raised:  # noqa: BLE001  to be raised by the task
                 error = raised
             span = task, began, time.monotonic(), error is not None
@@ -152,6 +154,13 @@ class Inline(NoControl):
                 task.set_exception(error)
             else:
                 time.sleep(pause_before(task.options, task.attempts))
+
+    def _call(self, call: Call) -> Any:
+        before = shared.use_here(self._shared)
+        try:
+            return call.fn(*call.args, **call.kwargs)
+        finally:
+            shared.use_here(before)
 
     def cancel_waiting(self) -> None:
         """None ever waits."""
@@ -164,7 +173,7 @@ class Inline(NoControl):
         finalizer, self._finalizer = self._finalizer, None  # this may be called again
         try:
             if finalizer is not None:
-                finalizer.fn(*finalizer.args, **finalizer.kwargs)
+                self._call(finalizer)
         except BaseException as error:
             if is_ctrl_c(error):
                 raise

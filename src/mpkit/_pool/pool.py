@@ -67,6 +67,7 @@ class TaskPool(Calls):
             when the pool is done, or the worker is replaced. What it raises is reported like
             an uncaught exception, and harms nobody. A worker that is killed, as all of a
             pool that is terminated, calls none.
+        shared: an object that tasks read by `shared`: pickled once, sent once to each worker.
         on: run on this `concurrent.futures.Executor` instead of own workers. It is not
             shut down with the pool.
         threads_per_worker: how many threads libraries (OpenMP, OpenBLAS, MKL, BLIS, Accelerate,

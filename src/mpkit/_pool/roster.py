@@ -111,8 +111,9 @@ class Roster:
         self._selector.close()
 
     def close(self) -> None:
-        """Give the memory of the journals back, when all workers are gone."""
+        """Give the memory of the journals back, and what workers share, when all are gone."""
         self._journals.close()
+        self._setup.close()
 
 
 def _seconds_until(when: float | None) -> float | None:

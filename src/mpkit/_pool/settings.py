@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from mpkit._call import Call
 from mpkit._platform import memory, threads
 from mpkit._platform.cores import default_workers
+from mpkit._pool import shared as shared_
 from mpkit._pool.options import OptionNames, Options, whole_number
 from mpkit._pool.setup import Setup
 
@@ -25,6 +26,7 @@ class PoolSettings(OptionNames, total=False):
     memory_limit: int | None
     memory_hard_limit: int | None
     finalizer: Callable[[], object] | None
+    shared: object
     on: Executor | None
     options: Options | None
     processes: int | None
@@ -60,9 +62,12 @@ class Settings(NamedTuple):
             return
         kind = "on=" if self.on is not None else "workers=0"
         for name, value in self.given.items():
-            here_too = self.on is None and name in ("workers", "initializer", "finalizer")
-            if value is not None and not here_too:
+            if value is not None and (self.on is not None or name not in _HERE_TOO):
                 raise ValueError(f"{name}= makes no sense together with {kind}")
+
+
+#: What a pool that runs its tasks here can do, too.
+_HERE_TOO: Final = "workers", "initializer", "finalizer", "shared"
 
 
 def settled(
@@ -96,6 +101,7 @@ def settled(
     finalizer = settings.pop("finalizer", None)
     if finalizer is not None and not callable(finalizer):
         raise TypeError(f"finalizer is a function, not {finalizer!r}")
+    shared = settings.pop("shared", None)
     final = Call(finalizer, (), {}) if finalizer is not None else None
     if options is not None and not isinstance(options, Options):
         raise TypeError(f"options are mpkit.Options(...), not {options!r}")
@@ -120,6 +126,7 @@ def settled(
         {
             "initializer": initializer,
             "finalizer": finalizer,
+            "shared": shared,
             "workers": workers,
             "tasks_per_worker": tasks_per_worker,
             "memory_limit": memory_limit,
@@ -129,6 +136,8 @@ def settled(
         },
     )
     found.check()
+    if shared is not None:  # last, as this takes memory
+        found.setup.shared = shared_.pack(shared) if found.has_workers else shared_.Here(shared)
     return found
 
 

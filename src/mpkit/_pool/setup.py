@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from mpkit._reach import Bearer
 
 if TYPE_CHECKING:
     from mpkit._call import Call
     from mpkit._platform.threads import Threads
+    from mpkit._pool.shared import Shared
 
 
-class Setup(NamedTuple):
+class Setup(Bearer):
     """What each worker is given besides its connections."""
 
-    init: Call | None = None
-    finalizer: Call | None = None
-    report_memory: bool = False
-    #: How many threads libraries start in it; None leaves that to them.
-    threads: Threads | None = None
+    def __init__(
+        self,
+        init: Call | None = None,
+        finalizer: Call | None = None,
+        threads: Threads | None = None,
+        *,
+        report_memory: bool = False,
+    ) -> None:
+        self.init = init
+        self.finalizer = finalizer
+        self.report_memory = report_memory
+        #: How many threads libraries start in it; None leaves that to them.
+        self.threads = threads
+        #: What `shared` returns.
+        self.shared: Shared | None = None
+
+    def _carried(self) -> list[object]:
+        return [self.init, self.finalizer, self.shared]
+
+    def close(self) -> None:
+        """There will be no more workers: give back what only they need."""
+        if self.shared is not None:
+            self.shared.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mpkit import _outcome, _wait
 from mpkit._link import LinkDown
 from mpkit._platform import memory, stdlib
-from mpkit._pool import chunks, packing, wire
+from mpkit._pool import chunks, packing, shared, wire
 from mpkit._pool.journal import MOST_BYTES
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def main(inbox: Link, outbox: Link, journal: Journal | None, setup: Setup) -> No
     if setup.threads is not None:
         setup.threads.arrive()
     reports = Reports(inbox, outbox, journal, setup.report_memory)
+    shared.use(setup.shared)
     try:
         if setup.init is not None and not _initialized(setup.init, reports):
             return
