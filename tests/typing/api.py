@@ -278,6 +278,8 @@ def pools(path: Path) -> None:
         "spawn",
         memory_limit=10**9,
         memory_hard_limit=2 * 10**9,
+        log="INFO",
+        capture=True,
         timeout=5,
         retries=2,
     )
@@ -313,6 +315,8 @@ def pools(path: Path) -> None:
     assert_type(mpkit.worker_state(), dict[str, Any])
     mpkit.TaskPool("4")  # type: ignore[arg-type]
     mpkit.TaskPool(timeout="5")  # type: ignore[arg-type]
+    mpkit.TaskPool(log=1.5)  # type: ignore[arg-type]
+    mpkit.TaskPool(capture="all")  # type: ignore[arg-type]
     mpkit.TaskPool(patience=5)  # type: ignore[call-arg]
     mpkit.TaskPool(memory_limit="1 GB")  # type: ignore[arg-type]
     mpkit.TaskPool(threads_per_worker="2")  # type: ignore[arg-type]
@@ -351,6 +355,7 @@ def submitting(pool: mpkit.TaskPool) -> None:
     assert_type(task.kill(), bool)
     assert_type(task.attempts, int)
     assert_type(task.name, str)
+    assert_type(task.output, str)
     assert_type(task.number, int)
     calls = pool.options(
         timeout=5, retries=2, retry_on=(OSError,), backoff=0.5, priority=1, name="area"

@@ -68,3 +68,12 @@ def die_when_hung_up(fd: int) -> bool:
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_ASYNC)
     return True
+
+
+def identity(fd: int) -> tuple[int, int] | None:
+    """Return what tells an open file from all others; None if there is none."""
+    try:
+        facts = os.fstat(fd)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino

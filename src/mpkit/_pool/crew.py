@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.context import BaseContext
 
+    from mpkit._pool.aside import Beside
+    from mpkit._pool.audience import Audience, Ear
     from mpkit._pool.journal import Journals
     from mpkit._pool.setup import Setup
     from mpkit._pool.wire import Report
@@ -37,7 +39,12 @@ class Worker:
     """Starts a process, and hears from it. For the supervisor thread, but for its `Inbox`."""
 
     def __init__(
-        self, context: BaseContext, journals: Journals, setup: Setup, name: str | None = None
+        self,
+        context: BaseContext,
+        journals: Journals,
+        setup: Setup,
+        name: str | None = None,
+        audience: Audience | None = None,
     ) -> None:
         self._journals = journals
         link, reader = _links.pair()
@@ -53,11 +60,16 @@ class Worker:
         self._received: deque[tuple[Report, list[int]]] = deque()
         #: What it is sent goes through here; callers may use it, too.
         self.inbox = Inbox(link, reader, journals)
+        #: Hears what else it says, if anybody wants to know.
+        self.ear: Ear | None = None
         journal = None if self.slot is None else journals.journal(self.slot)
+        beside: Beside | None = None
         try:
+            if audience is not None:
+                self.ear, beside = audience.seat()
             # Ctrl-C must not end a worker that does not ignore it yet.
             with stdlib.interrupts_held(context.get_start_method()):
-                args = reader, writer, journal, setup
+                args = reader, writer, journal, setup, beside
                 ahead = setup.threads.environment if setup.threads is not None else None
                 self.child = Child(worker.main, args, context, name, ahead)
             #: The number of its process.
@@ -71,6 +83,8 @@ class Worker:
         finally:
             reader.close()
             writer.close()
+            if beside is not None:
+                beside.writer.close()
 
     @property
     def slot(self) -> int | None:
@@ -179,3 +193,5 @@ class Worker:
         self._forget_received()
         self.inbox.close()
         self.outbox.close()
+        if self.ear is not None:
+            self.ear.close()

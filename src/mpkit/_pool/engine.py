@@ -78,7 +78,9 @@ class Engine:
     def join(self, timeout: float | None) -> bool:
         """Wait until the workers have left and every task is settled."""
         if self.is_own_thread():
-            raise RuntimeError("a callback of a pool cannot wait for the end of the pool")
+            raise RuntimeError(
+                "a callback of a pool, or a handler of its log, cannot wait for the end of the pool"
+            )
         return self._supervisor.join(timeout)
 
     def cancel_waiting(self) -> None:
@@ -108,11 +110,11 @@ class Engine:
 
     def is_own_thread(self) -> bool:
         """Tell whether the calling thread is one that `join` would wait for."""
-        return self._supervisor.is_own_thread()
+        return self._supervisor.is_own_thread() or self._supervisor.handles_records()
 
     def check_waiter(self, task: Task[Any]) -> None:
         self._check_process()
-        if self.is_own_thread():
+        if self._supervisor.is_own_thread():
             raise RuntimeError(f"a callback of a pool cannot wait for {task.name}")
 
     def _check_process(self) -> None:

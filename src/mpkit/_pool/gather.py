@@ -155,6 +155,8 @@ class Gather(Generic[R]):
         with self._lock:
             if part not in self._running:
                 return
+            if task.written:
+                self.whole.wrote(task.written)
             start = part.start + len(values)
             if error is not None:
                 self._note_failure(part.place, error)

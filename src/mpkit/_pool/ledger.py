@@ -185,6 +185,7 @@ class Ledger:
             return
         if error is not None:
             task.note_attempts(error)
+            task.note_output(error)
         # Callbacks run in here, and an exit that one asks for is not the supervisor's.
         try:
             if error is None:

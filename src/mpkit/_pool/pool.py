@@ -68,6 +68,11 @@ class TaskPool(Calls):
             an uncaught exception, and harms nobody. A worker that is killed, as all of a
             pool that is terminated, calls none.
         shared: an object that tasks read by `shared`: pickled once, sent once to each worker.
+        log: have what workers log and warn of handled in this process, by its loggers of the
+            same names, with their levels, filters and handlers. A level ("INFO") leaves out
+            what is below it; True does not. None leaves logging in workers alone.
+        capture: keep what a task writes to standard output and error, in `Task.output`, and
+            show the end of it in the notes of its error; it is not printed then.
         on: run on this `concurrent.futures.Executor` instead of own workers. It is not
             shut down with the pool.
         threads_per_worker: how many threads libraries (OpenMP, OpenBLAS, MKL, BLIS, Accelerate,

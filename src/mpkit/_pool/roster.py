@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.context import BaseContext
 
+    from mpkit._pool.audience import Audience
     from mpkit._pool.setup import Setup
 
 #: Seconds that are waited at most before one looks again. (epoll counts to 24 days.)
@@ -28,12 +29,15 @@ LONGEST_WAIT = 86_400.0
 class Roster:
     """Starts workers, and waits for what they do. Used by the supervisor thread only."""
 
-    def __init__(self, size: int, context: BaseContext, setup: Setup) -> None:
+    def __init__(
+        self, size: int, context: BaseContext, setup: Setup, audience: Audience | None = None
+    ) -> None:
         #: By their numbers in the schedule.
         self.workers: dict[int, Worker] = {}
         self._numbers = itertools.count()
         self._context = context
         self._setup = setup
+        self._audience = audience
         # Those that are being replaced may live on beside those that replace them. For some of
         # them: the others report by socket.
         forks = context.get_start_method() == "fork"
@@ -66,7 +70,7 @@ class Roster:
         """
         number = next(self._numbers)
         name = f"mpkit worker {number + 1}"
-        worker = Worker(self._context, self._journals, self._setup, name)
+        worker = Worker(self._context, self._journals, self._setup, name, self._audience)
         # First of all: those that are here are ended if a Ctrl-C ends the making of the pool.
         self.workers[number] = worker
         if worker.slot is not None:
@@ -92,10 +96,12 @@ class Roster:
         worker = self.workers.pop(number)
         self.unwatch(worker.outbox.fd)
         self.unwatch(worker.child.sentinel)
+        if worker.ear is not None and worker.ear.fd >= 0:
+            self.unwatch(worker.ear.fd)
         worker.close()
 
-    def stop(self) -> Iterator[Worker]:
-        """End all workers; yield each before it is forgotten."""
+    def stop(self) -> Iterator[tuple[int, Worker]]:
+        """End all workers; yield each, and its number, before it is forgotten."""
         for worker in self.workers.values():
             worker.ask_to_end()
         patience = Deadline(GRACE)
@@ -103,7 +109,7 @@ class Roster:
             if not worker.child.join(patience.left()):
                 worker.child.signal(signal.SIGKILL)
                 worker.child.join(None)
-            yield worker
+            yield number, worker
             self.remove(number)
 
     def release(self) -> None:

@@ -27,6 +27,8 @@ class PoolSettings(OptionNames, total=False):
     memory_hard_limit: int | None
     finalizer: Callable[[], object] | None
     shared: object
+    log: bool | int | str | None
+    capture: bool
     on: Executor | None
     options: Options | None
     processes: int | None
@@ -49,6 +51,9 @@ class Settings(NamedTuple):
     tasks_per_worker: int | None
     memory_limit: int | None
     memory_hard_limit: int | None
+    #: From which level on log records are sent to this process; None if they are not.
+    log: int | None
+    capture: bool
     given: Mapping[str, object]
 
     @property
@@ -67,7 +72,7 @@ class Settings(NamedTuple):
 
 
 #: What a pool that runs its tasks here can do, too.
-_HERE_TOO: Final = "workers", "initializer", "finalizer", "shared"
+_HERE_TOO: Final = "workers", "initializer", "finalizer", "log", "shared"
 
 
 def settled(
@@ -105,6 +110,9 @@ def settled(
     final = Call(finalizer, (), {}) if finalizer is not None else None
     if options is not None and not isinstance(options, Options):
         raise TypeError(f"options are mpkit.Options(...), not {options!r}")
+    log, capture = _level(settings.pop("log", None)), settings.pop("capture", False)
+    if not isinstance(capture, bool):
+        raise TypeError(f"capture is True or False, not {capture!r}")
     # What is left are options, or nothing that there is.
     asked = (options or Options()).changed(**cast("OptionNames", settings))
     count = default_workers() if workers is None and on is None else workers or 0
@@ -123,6 +131,8 @@ def settled(
         tasks_per_worker,
         memory_limit,
         hard_limit,
+        log,
+        capture,
         {
             "initializer": initializer,
             "finalizer": finalizer,
@@ -133,12 +143,30 @@ def settled(
             "memory_hard_limit": hard_limit,
             "context": context,
             "threads_per_worker": threads_per_worker,
+            "log": log,
+            "capture": capture or None,
         },
     )
     found.check()
     if shared is not None:  # last, as this takes memory
         found.setup.shared = shared_.pack(shared) if found.has_workers else shared_.Here(shared)
     return found
+
+
+def _level(log: bool | int | str | None) -> int | None:
+    """Return the level that ``log`` stands for: 0 is all that the loggers let through."""
+    if log is None or log is False:
+        return None
+    if log is True:
+        return 0
+    if not isinstance(log, str):
+        return whole_number("log", log, 0)
+    import logging  # noqa: PLC0415  slow to import, and nobody else needs it
+
+    levels = logging.getLevelNamesMapping()
+    if log.upper() not in levels:
+        raise ValueError(f"log is True or a level of logging, and there is none called {log!r}")
+    return levels[log.upper()]
 
 
 def _context(context: BaseContext | str | None) -> BaseContext:

@@ -22,6 +22,7 @@ from mpkit._platform import descriptors
 from mpkit._pool import wire
 from mpkit._pool.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
 from mpkit._pool.asked import Asked
+from mpkit._pool.audience import MOST, ONCE, Audience
 from mpkit._pool.crew import Worker
 from mpkit._pool.dispatch import Dispatch
 from mpkit._pool.ledger import Entry, Ledger
@@ -31,12 +32,14 @@ from mpkit._pool.schedule import Schedule
 from mpkit._pool.shortcut import ENOUGH_UNHEARD, Shortcut
 from mpkit._pool.verdict import Verdict
 from mpkit._pool.warden import Warden
+from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from mpkit._parcel import Parcel
     from mpkit._pool.actions import Action
+    from mpkit._pool.audience import Ear
     from mpkit._pool.settings import Settings
     from mpkit._pool.shortcut import Handed
     from mpkit._pool.stats import Recorder, Span
@@ -55,7 +58,11 @@ class Supervisor:
         limits = [limit for limit in (settings.memory_limit, hard_limit) if limit is not None]
         self._memory_limit = min(limits, default=None)
         self._schedule = Schedule(settings.workers, settings.tasks_per_worker)
-        self._roster = Roster(settings.workers, settings.context, settings.setup)
+        forks = settings.context.get_start_method() == "fork"
+        self._audience: Audience | None = None
+        if settings.log is not None or settings.capture:
+            self._audience = Audience(settings.log, capture=settings.capture, forks=forks)
+        self._roster = Roster(settings.workers, settings.context, settings.setup, self._audience)
         self._crew = self._roster.workers
         self._ledger = Ledger()
         self._dispatch = Dispatch(self._crew, self._ledger, self._schedule)
@@ -67,7 +74,6 @@ class Supervisor:
             take_back=self._take_back,
             memory_hard_limit=hard_limit,
         )
-        forks = settings.context.get_start_method() == "fork"
         self._verdict = Verdict(self._ledger, self._schedule, forks=forks)
         self._thread: threading.Thread | None = None
         self._terminated = False
@@ -90,6 +96,8 @@ class Supervisor:
         # The first workers start here: a fork is safest while there are few threads.
         try:
             self._act()
+            if self._audience is not None:
+                self._audience.start()
             self._thread = threading.Thread(target=self._supervise, name="mpkit pool", daemon=True)
             self._thread.start()  # RuntimeError if there is no room for one
         except BaseException:
@@ -102,6 +110,7 @@ class Supervisor:
             self._given_up = not self._supervised
         if self._given_up:
             self._stop_workers()
+            self.join_listener(None)
             self._release()
             self._roster.close()
         else:
@@ -147,8 +156,17 @@ class Supervisor:
         self.tell(self._terminate)
 
     def join(self, timeout: float | None) -> bool:
-        """Wait until the workers have left and every task is settled."""
-        return self._mailbox.over.wait(timeout)
+        """Wait until the workers have left, every task is settled and all records are handled."""
+        deadline = Deadline(timeout)
+        return self._mailbox.over.wait(timeout) and self.join_listener(deadline.left())
+
+    def join_listener(self, timeout: float | None) -> bool:
+        """Wait until all that workers have logged is handled; tell whether it is."""
+        return self._audience is None or self._audience.join(timeout)
+
+    def handles_records(self) -> bool:
+        """Tell whether the calling thread is the one that handles what workers have logged."""
+        return self._audience is not None and self._audience.is_own_thread()
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks with which no worker has begun."""
@@ -351,6 +369,10 @@ class Supervisor:
         return self._schedule.finished(number, [done.task for done in dones], seconds)
 
     def _settle(self, number: int, worker: Worker, dones: list[wire.Done], fds: list[int]) -> None:
+        if self._audience is not None and worker.ear is not None:
+            of = {done.task for done in dones}
+            self._audience.hear_of(worker.ear, of, self._task)
+            self._leave_if_down(worker.ear)
         worker.inbox.reported([done.task for done in dones])
         limit = self._memory_limit
         if limit is not None and any(done.resident > limit for done in dones):
@@ -379,12 +401,45 @@ class Supervisor:
         self._dispatch.returned(number, worker.take_back())
         if not self._schedule.has_started(number):
             self._verdict.ended_before_it_started(worker)
+        self._hear_last_words(number, worker)
         for task in self._schedule.died(number):
             self._ledger.came_back(task)
         self._recorder.worker_ended(worker.pid, worker.ended, worker.retiring)
         # The errors of what it ran name its process, so they are made before it is gone.
         self._act()
         self._roster.remove(number)
+
+    # what workers say beside that
+
+    def _hear_asides(self, number: int) -> None:
+        """A worker has logged something, say."""
+        worker = self._crew.get(number)
+        if worker is None or worker.ear is None or self._audience is None:
+            return
+        self._audience.hear(worker.ear, self._task, ONCE)
+        self._leave_if_down(worker.ear)
+
+    def _leave_if_down(self, ear: Ear) -> None:
+        if ear.down and ear.fd >= 0:
+            self._roster.unwatch(ear.fd)  # before it is another one's number
+            ear.close_pipe()
+
+    def _hear_last_words(self, number: int, worker: Worker) -> None:
+        """As `_hear_asides`, of a worker that is dead."""
+        if worker.ear is None or self._audience is None:
+            return
+        self._audience.hear(worker.ear, self._task, MOST)
+        running = self._schedule.running(number)
+        if running is not None:
+            self._audience.last_words(worker.ear, self._task(running), running)
+
+    def _task(self, number: int) -> Task[Any] | None:
+        """Return a task that is not settled."""
+        entry = self._ledger.get(number)
+        if entry is None:
+            self._take_in()  # some caller has sent it
+            entry = self._ledger.get(number)
+        return None if entry is None else entry.task
 
     # what the schedule decides
 
@@ -425,14 +480,19 @@ class Supervisor:
                 raise  # to who makes the pool
             self._verdict.init_cannot_travel(error)
             return
+        if worker.ear is not None:
+            self._roster.watch(worker.ear.fd, functools.partial(self._hear_asides, number))
         self._recorder.worker_started(worker.pid)
         self._schedule.spawned(number)
 
     # the end
 
     def _stop_workers(self) -> None:
-        for worker in self._roster.stop():
+        for number, worker in self._roster.stop():
+            self._hear_last_words(number, worker)
             self._recorder.worker_ended(worker.pid, "was stopped", True)
+        if self._audience is not None:
+            self._audience.end()
 
     def _release(self) -> None:
         # Guarded: a child that is forked when this is half done would close, once more, what

@@ -23,6 +23,9 @@ R = TypeVar("R")
 
 _numbers = itertools.count(1)
 
+#: Characters of a task's output that its error shows (arbitrary).
+SHOWN = 4000
+
 #: Errors of ours that have the name of the task in their text, and so its label.
 _NAMING = MemoryLimitExceeded, TaskTimeout, WorkerDied
 
@@ -70,6 +73,8 @@ class Task(LightFuture[R]):
     """
 
     _failures: tuple[str, ...] = ()
+    #: Not for users: see `output`.
+    written: bytes = b""
     _callbacks: tuple[Callable[[R], object] | None, Callable[[Any], object] | None] = None, None
 
     def __init__(
@@ -168,6 +173,13 @@ class Task(LightFuture[R]):
         if self._failures:
             add_note(error, "\n".join([*self._failures, f"this was attempt {self.attempts}"]))
 
+    def note_output(self, error: BaseException) -> None:
+        """Not for users: have an error show the end of what the task wrote."""
+        if self.written:
+            text = self.output
+            begin = f"the last of it: ...{text[-SHOWN:]}" if len(text) > SHOWN else text
+            add_note(error, f"{self.name} wrote:\n{begin.rstrip()}")
+
     def _run_callback(self, callback: Callable[[Any], object], argument: object) -> None:
         try:
             callback(argument)
@@ -176,6 +188,21 @@ class Task(LightFuture[R]):
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self._state.lower().replace('_', ' ')}>"
+
+    def wrote(self, data: bytes) -> None:
+        """Not for users: the pool keeps what the task has written."""
+        self.written += data
+
+    @property
+    def output(self) -> str:
+        """What it wrote to standard output and error, if its pool was made with ``capture=True``.
+
+        In the order in which it was written, by whatever code and whichever process of the
+        task; of a task that was tried again, by all attempts. Of more than 4 MiB the end
+        is kept. It is whole when the task is done. Of a map it is that of all its tasks, in the
+        order in which they ended.
+        """
+        return self.written.decode("utf-8", "replace")
 
     @property
     def name(self) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
-import os
 import signal
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mpkit import _outcome, _wait
 from mpkit._link import LinkDown
 from mpkit._platform import memory, stdlib
+from mpkit._platform.descriptors import identity
 from mpkit._pool import chunks, packing, shared, wire
 from mpkit._pool.journal import MOST_BYTES
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mpkit._call import Call
     from mpkit._link import Link
     from mpkit._parcel import Parcel
+    from mpkit._pool.aside import Beside, Speaker
     from mpkit._pool.journal import Journal
     from mpkit._pool.setup import Setup
 
@@ -50,7 +52,9 @@ def worker_state() -> dict[str, Any]:
     return _state
 
 
-def main(inbox: Link, outbox: Link, journal: Journal | None, setup: Setup) -> None:
+def main(
+    inbox: Link, outbox: Link, journal: Journal | None, setup: Setup, beside: Beside | None = None
+) -> None:
     """Be a worker: run what comes in, in order, until told to leave."""
     # Ctrl-C reaches every process of the terminal, and it is the parent that decides.
     # A handler that does nothing, not SIG_IGN: programs that a task starts by exec would
@@ -67,18 +71,19 @@ def main(inbox: Link, outbox: Link, journal: Journal | None, setup: Setup) -> No
         setup.threads.arrive()
     reports = Reports(inbox, outbox, journal, setup.report_memory)
     shared.use(setup.shared)
+    speaker = None if beside is None else beside.begin()
     try:
         if setup.init is not None and not _initialized(setup.init, reports):
             return
         reports.send(wire.encode_ready())
-        _serve(inbox, reports)
+        _serve(inbox, reports, speaker)
     except LinkDown:  # there is no more to do, or the pool is gone
         pass
     if setup.finalizer is not None:
         _finalize(setup.finalizer, reports)
 
 
-def _serve(inbox: Link, reports: Reports) -> NoReturn:
+def _serve(inbox: Link, reports: Reports, speaker: Speaker | None) -> NoReturn:
     """Run tasks until the link ends."""
     wait = _wait.waiter(inbox.fd)
     while True:
@@ -93,7 +98,12 @@ def _serve(inbox: Link, reports: Reports) -> NoReturn:
         for index, load in enumerate(run.loads):
             if run.number and not reports.begin(run.number, index):
                 break
-            reports.done(load.task, *_run(load, fds, run.common), asked=run.asked)
+            if speaker is None:
+                outcome = _run(load, fds, run.common)
+            else:
+                call = functools.partial(_run, load, fds, run.common)
+                outcome = speaker.around(load.task, call)
+            reports.done(load.task, *outcome, asked=run.asked)
             if run.asked:
                 reports.ring(load.task)
 
@@ -153,15 +163,6 @@ def _run(load: wire.Load, fds: list[int], common: bytes) -> tuple[float, float, 
     return began, ended, *_outcome.pack_result(what, fn, value)
 
 
-def _identity(fd: int) -> tuple[int, int] | None:
-    """Return what tells an open file from all others; None if there is none."""
-    try:
-        facts = os.fstat(fd)
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino
-
-
 class Reports:
     """What a worker says: what is small in its journal, all else by its link, in one order."""
 
@@ -169,9 +170,9 @@ class Reports:
         self, inbox: Link, outbox: Link, journal: Journal | None, report_memory: bool
     ) -> None:
         self._inbox = inbox
-        self._bell = _identity(inbox.fd)
+        self._bell = identity(inbox.fd)
         self._outbox = outbox
-        self._connection = _identity(outbox.fd)
+        self._connection = identity(outbox.fd)
         self._journal = journal
         self._report_memory = report_memory
         if journal is not None:
@@ -179,7 +180,7 @@ class Reports:
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send a packet."""
-        if _identity(self._outbox.fd) != self._connection:  # see `_write`
+        if identity(self._outbox.fd) != self._connection:  # see `_write`
             raise LinkDown
         self._outbox.send(data, fds)
         self._sent()
@@ -211,7 +212,7 @@ class Reports:
 
     def check_inbox(self) -> None:
         """Raise LinkDown if some task has put something else in its place: nothing would come."""
-        if _identity(self._inbox.fd) != self._bell:
+        if identity(self._inbox.fd) != self._bell:
             raise LinkDown
 
     def ring(self, task: int) -> None:
@@ -221,7 +222,7 @@ class Reports:
         self._inbox.send(wire.encode_ring(task), (), _NOW)
 
     def _write(self, record: bytes, *, asked: bool = False) -> None:
-        if _identity(self._outbox.fd) != self._connection:
+        if identity(self._outbox.fd) != self._connection:
             # It would hear of no other task. It could write its journal still, but what becomes
             # of a task is not to depend on how large its result is; and what has the number of
             # our descriptor by now may be somebody's connection to anything.
