@@ -20,7 +20,8 @@ a few processes, and `wait` waits for any of them.
 #   _semaphore, _limit                     Semaphore and limit
 #   _listing     for `python -m mpkit limits`, in __main__
 #   _culprit     what cannot be pickled    _frames     packets over a stream
-#   _pickling    objects to bytes
+#   _mainfile    what is below its guard   _reader     who has what of __main__
+#   _byvalue     what he lacks             _pickling   objects to bytes
 #   _link        packets over one socket   _streamlink the same over a stream
 #   _links       which kind there is       _segment    memory beside a message
 #   _parcel      messages, big buffers     _codec      pickle or msgspec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any, Final
 
-from mpkit import _fork, _outcome, _pickling
+from mpkit import _fork, _outcome, _pickling, _reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,9 @@ class Call(_fork.Bearer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         call = self.fn, self.args, self.kwargs
-        stream, buffers = _pickling.dumps(call, f"{self.what}(...)", names=PARTS)
+        stream, buffers = _pickling.dumps(
+            call, f"{self.what}(...)", names=PARTS, reader=_reader.Anew()
+        )
         return _Packed, (self.what, stream, [bytearray(buffer.raw()) for buffer in buffers])
 
 
@@ -54,4 +56,5 @@ class _Packed(Call):
             return Call(*pickle.loads(self._stream, buffers=self._buffers))
         except BaseException as error:
             error.add_note(f"(raised in the new process, which unpickled {self.what}(...))")
+            _reader.note_missing(error)
             raise

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from mpkit import _lifeline, _wait
+from mpkit import _lifeline, _reader, _wait
 from mpkit._platform import descriptors, stdlib
 from mpkit._wait import Deadline
 
@@ -133,4 +133,5 @@ class Child:
 def _main(lifeline: _lifeline.Lifeline, main: Callable[..., None], args: tuple[Any, ...]) -> None:
     lifeline.hold()
     stdlib.renew_standard_streams()
+    _reader.begin()
     main(*args)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol, get_args
 
-from mpkit import _parcel
+from mpkit import _parcel, _reader
 from mpkit._errors import MessageTypeError, NotPicklable
 from mpkit._parcel import Parcel
 
@@ -41,7 +41,8 @@ class PickleCodec:
 
     def pack(self, message: object) -> Parcel:
         # To be asked if it is needed: most messages travel.
-        return _parcel.pack(message, lambda: _named(message, self.label))
+        what = lambda: _named(message, self.label)  # noqa: E731
+        return _parcel.pack(message, what, reader=_reader.UNKNOWN)
 
     unpack = staticmethod(_parcel.unpack)
 

@@ -17,7 +17,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from mpkit import _parcel, _pickling
+from mpkit import _parcel, _pickling, _reader
 from mpkit._errors import NotPicklable, RemoteError, RemoteTraceback, TaskExit
 from mpkit._wait import Deadline
 
@@ -37,7 +37,7 @@ FAILED: Final = b"f"
 def pack_result(what: str, fn: Callable[..., object], value: object) -> tuple[bytes, Parcel]:
     """Pack what ``fn`` returned; that it cannot be pickled is an outcome, too."""
     try:
-        return DONE, _parcel.pack(value, "the result")
+        return DONE, _parcel.pack(value, "the result", reader=_reader.parent())
     except NotPicklable as error:
         named = NotPicklable(
             f"the result of {what} ({describe(fn)})", error.why, _pickling.shown(value)
@@ -299,7 +299,9 @@ def _taken_apart(what: str, family: _Family) -> list[_Part]:
         )
         try:
             sent = TaskExit(what, error.code) if isinstance(error, SystemExit) else error
-            stream, buffers = _pickling.dumps(sent, "the exception", elsewhere=elsewhere)
+            stream, buffers = _pickling.dumps(
+                sent, "the exception", elsewhere=elsewhere, reader=_reader.parent()
+            )
             copies = [bytearray(buffer.raw()) for buffer in buffers]
             part = part._replace(stream=stream, buffers=copies)
             there = part.rebuilt(rebuilt, "")

@@ -23,6 +23,7 @@ from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mpkit._reader import Reader
     from mpkit._segment import Loan
 
 T = TypeVar("T")
@@ -202,16 +203,23 @@ _early: weakref.WeakSet[Parcel] = weakref.WeakSet()
 _MOST_EARLY: Final = _segment.MOST_KEPT // 2
 
 
-def pack(message: object, what: str | Callable[[], str], names: Sequence[str] = ()) -> Parcel:
+def pack(
+    message: object,
+    what: str | Callable[[], str],
+    names: Sequence[str] = (),
+    reader: Reader | None = None,
+) -> Parcel:
     """Pickle ``message``; raises `NotPicklable`, naming ``what``, before anything is sent.
 
-    ``names`` are what that calls the elements of ``message``.
+    ``names`` are what that calls the elements of ``message``, and ``reader`` is who will unpickle it.
     Raises OSError if descriptors ran out for what it carries.
     """
     parcel, outer = Parcel(), _packing.parcel
     _packing.parcel = parcel
     try:
-        parcel.stream, parcel.buffers = _pickling.dumps(message, what, names, parcel.close)
+        parcel.stream, parcel.buffers = _pickling.dumps(
+            message, what, names, parcel.close, reader=reader
+        )
         few = len(parcel.stream) <= MOST_INLINE
         parcel.plain = few and parcel._copies is None and not parcel.buffers
     except BaseException:

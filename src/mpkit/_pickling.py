@@ -2,8 +2,8 @@
 
 Two picklers are tried in turn. Plain ``pickle`` with multiprocessing's reducers does
 nearly everything. ``cloudpickle``, where it is installed, adds lambdas, closures and
-what was typed into a notebook. What remains is `NotPicklable`, raised in the caller's
-thread before a byte has left it.
+what the reader lacks of our main module (see `_reader`): what was typed into a notebook, say.
+What remains is `NotPicklable`, raised in the caller's thread before a byte has left it.
 
 The large buffers (of NumPy and Arrow arrays) of what does not fit in a packet are not copied
 into the stream: pickle protocol 5 hands them over as they lie in memory.
@@ -17,15 +17,19 @@ import functools
 import math
 import pickle
 import reprlib
+from collections import ChainMap
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
+from mpkit import _byvalue, _reader
 from mpkit._culprit import path_to
 from mpkit._errors import MpkitError, NotPicklable
 from mpkit._frames import PACKET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from mpkit._reader import Reader
 
     Pickled = tuple[bytes, Sequence[pickle.PickleBuffer]]
     Name = str | Callable[[], str]
@@ -79,10 +83,16 @@ def _rebuild_view(flat: Any, form: str, shape: tuple[int, ...]) -> memoryview:
     return made
 
 
+#: What cloudpickle has no reducers for; it has its own of copyreg's.
+_OURS = ChainMap[type, Any]({memoryview: _reduce_view}, _EXTRA)
+
+
 class _Press:
     """A pickler, and what it makes of an object: a stream, and the buffers beside that."""
 
-    def __init__(self, kind: Any, elsewhere: Elsewhere | None = None) -> None:
+    def __init__(
+        self, kind: Any, elsewhere: Elsewhere | None = None, reader: Reader | None = None
+    ) -> None:
         # One without `elsewhere` need not ask of each object.
         made = _asking(kind) if elsewhere else kind
         self._parts: list[bytes] = []
@@ -105,7 +115,9 @@ class _Press:
         self._pickler = made(self, 5, buffer_callback=keep_in_band)
         if elsewhere:
             self._pickler.elsewhere = elsewhere
-        self._has_our_table = kind is pickle.Pickler
+        if reader:
+            self._pickler.reader = reader
+        self._has_our_table = kind in (pickle.Pickler, _byvalue.Refusing)
 
     def dump(self, thing: object) -> Pickled:
         """Return the stream and the buffers of ``thing``. To be used again if that went well."""
@@ -126,7 +138,7 @@ class _Press:
 
     def _learn_reducers(self) -> None:
         self._copyreg, self._extra = len(_COPYREG), len(_EXTRA)
-        if self._has_our_table:  # cloudpickle has its own
+        if self._has_our_table:
             self._pickler.dispatch_table = _COPYREG | _EXTRA | {memoryview: _reduce_view}
 
 
@@ -142,27 +154,29 @@ def dumps(
     names: Sequence[str] = (),
     start_anew: Callable[[], object] = lambda: None,
     elsewhere: Elsewhere | None = None,
+    reader: Reader | None = None,
 ) -> Pickled:
     """Return the pickle stream of ``thing`` and the large buffers that belong to it.
 
     ``what`` names it in the error, or is asked for that, and ``names`` are what that calls
     the elements of ``thing``, a tuple. ``start_anew`` is called before another pickler is
     tried. ``elsewhere`` is what pickle calls ``persistent_id``: asked of each object, it
-    returns a reference by which the reader finds it, or None. Raises
+    returns a reference by which the reader finds it, or None. ``reader`` is who will unpickle
+    it; None is one who has whatever we have. Raises
     `NotPicklable`, with the original error as its cause, and OSError if the system has run
     out of descriptors: that says nothing of ``thing``.
     """
     try:
         if elsewhere:
-            return _Press(pickle.Pickler, elsewhere).dump(thing)
-        try:
-            press = _idle.pop()
-        except IndexError:
-            press = _Press(pickle.Pickler)
-        made = press.dump(thing)
-        if len(made[0]) < _LARGE:
-            _idle.append(press)
-        return made
+            made = _Press(pickle.Pickler, elsewhere).dump(thing)
+        else:
+            try:
+                press = _idle.pop()
+            except IndexError:
+                press = _Press(pickle.Pickler)
+            made = press.dump(thing)
+            if len(made[0]) < _LARGE:
+                _idle.append(press)
     except MpkitError:  # says what is wrong better than a pickler could
         raise
     except OSError as error:  # of which another pickler knows no more
@@ -170,9 +184,22 @@ def dumps(
             error.add_note(f"(raised while {text(what)} was pickled)")
             raise
         raise NotPicklable(text(what), _sentence(error)) from error
-    except Exception as error:  # noqa: BLE001  pickling is user code
+    except Exception as error:
+        kind = _byvalue.pickler(_OURS)
         start_anew()
-        return _cloudpickled(thing, elsewhere, error, text(what), start_anew, names)
+        if kind is None:
+            why = f"{_sentence(error)}{_inside(thing, pickle.Pickler, names)}{_hint(error)}"
+            raise NotPicklable(text(what), why) from error
+        return _again(kind, thing, text(what), names, start_anew, elsewhere, reader)
+    if reader is None or _reader.TRACE not in made[0] or not _reader.may_miss(reader, made[0]):
+        return made
+    kind = _byvalue.pickler(_OURS)
+    if kind is None:
+        if not reader.sure:
+            return made
+        kind = _byvalue.Refusing
+    start_anew()
+    return _again(kind, thing, text(what), names, start_anew, elsewhere, reader)
 
 
 def text(what: Name) -> str:
@@ -180,28 +207,40 @@ def text(what: Name) -> str:
     return what if isinstance(what, str) else what()
 
 
-def _cloudpickled(
+def _again(
+    kind: Any,
     thing: object,
-    elsewhere: Elsewhere | None,
-    first: Exception,
     what: str,
-    start_anew: Callable[[], object],
     names: Sequence[str],
+    start_anew: Callable[[], object],
+    elsewhere: Elsewhere | None,
+    reader: Reader | None,
 ) -> Pickled:
+    """Have another kind of pickler try."""
     try:
-        import cloudpickle as untyped  # noqa: PLC0415  optional
-    except ImportError:
-        why = f"{_sentence(first)}{_inside(thing, pickle.Pickler, names)}{_hint(first)}"
-        raise NotPicklable(what, why) from first
-    cloudpickle: Any = untyped
-    try:
-        return _Press(cloudpickle.Pickler, elsewhere).dump(thing)
+        return _Press(kind, elsewhere, reader).dump(thing)
     except MpkitError:
         raise
+    except _byvalue.Missing as error:
+        start_anew()
+        assert reader is not None  # who else could lack anything?
+        why = _missing(error, thing, names, reader)
     except Exception as error:
         start_anew()  # or it would fail at what was taken along already
-        why = f"{_sentence(error)}{_inside(thing, cloudpickle.Pickler, names)}"
+        why = f"{_sentence(error)}{_inside(thing, kind, names, reader)}"
         raise NotPicklable(what, why) from error
+    raise NotPicklable(what, why)
+
+
+def _missing(error: _byvalue.Missing, thing: object, names: Sequence[str], reader: Reader) -> str:
+    """Say what the reader lacks, where that is, and how to mend it."""
+    path = path_to(error.thing, thing, names)
+    if not path and type(error.holder) is error.thing:
+        path = path_to(error.holder, thing, names)
+        path = f"the class of {path}" if path else ""
+    which = f"{path}, which is __main__.{error.name}," if path else f"__main__.{error.name}"
+    why = reader.why(error.name.partition(".")[0])
+    return f"{which} is not in the process that receives it: {why} ({_reader.HOW_TO_MEND})"
 
 
 @functools.cache
@@ -212,7 +251,7 @@ def _asking(kind: type) -> Any:
     return type(kind.__name__, (kind,), {"persistent_id": persistent_id})
 
 
-def _inside(thing: object, kind: Any, names: Sequence[str]) -> str:
+def _inside(thing: object, kind: Any, names: Sequence[str], reader: Reader | None = None) -> str:
     """Say what it is inside ``thing`` that a pickler of this kind cannot pickle, and where.
 
     It is the object of which the pickler asked last before it failed, so it has to fail
@@ -224,7 +263,7 @@ def _inside(thing: object, kind: Any, names: Sequence[str]) -> str:
         last[0] = part
 
     try:
-        _Press(kind, remember).dump(thing)
+        _Press(kind, remember, reader).dump(thing)
     except Exception:  # noqa: BLE001  pickling is user code
         if last[0] is thing:
             return ""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from mpkit import _fork
 from mpkit._errors import RuntimeDirectoryError
-from mpkit._platform import files, stdlib
+from mpkit._platform import files, mains, stdlib
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -42,7 +42,7 @@ def base_directory() -> str:
     if not chosen:
         return f"/tmp/mpkit-{os.getuid()}"
     # One directory for the whole family, whatever directory each of its processes is in.
-    return os.path.normpath(os.path.join(stdlib.start_directory(), chosen))
+    return os.path.normpath(os.path.join(mains.start_directory(), chosen))
 
 
 def family_id() -> str:

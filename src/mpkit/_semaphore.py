@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, ca
 
 from mpkit import _fork, _runtime, _wait
 from mpkit._errors import LimitTimeout, WouldDeadlock
-from mpkit._platform import processes, stdlib
+from mpkit._platform import mains, processes
 from mpkit._sharing import leave, use
 from mpkit._signal import check_name
 from mpkit._slots import MOST_SLOTS, Slots
@@ -366,12 +366,12 @@ def source(code: CodeType) -> str:
     """
     if code.co_filename.startswith("<"):
         return code.co_filename
-    return os.path.normpath(os.path.join(stdlib.start_directory(), code.co_filename))
+    return os.path.normpath(os.path.join(mains.start_directory(), code.co_filename))
 
 
 def line(frame: FrameType) -> str:
     """Name a line of the program for humans."""
-    start = os.path.join(stdlib.start_directory(), "")
+    start = os.path.join(mains.start_directory(), "")
     return f"{source(frame.f_code).removeprefix(start)}:{frame.f_lineno}"
 
 

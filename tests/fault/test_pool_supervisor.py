@@ -236,7 +236,7 @@ from mpkit._pool import crew, inbox, journal, packing, wire
 from mpkit._process import Call
 from tests.support import until
 
-data, _ = packing.pack(Call(time.sleep, (60,), {}))
+data, _ = packing.pack(Call(time.sleep, (60,), {}), None)
 journals = journal.Journals(1, forks=True)
 worker = crew.Worker(multiprocessing.get_context("fork"), journals, None, report_memory=False)
 

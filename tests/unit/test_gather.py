@@ -294,7 +294,7 @@ def test_items_of_a_slice_may_be_tuples_of_arguments() -> None:
 @pytest.mark.parametrize("fn", [abs, operator.methodcaller("upper")], ids=["by name", "pickled"])
 def test_a_part_of_a_chunk_can_be_sent_more_than_once(fn: Any, size: int) -> None:
     items = ["a" * size, "b" * size]
-    chunk = packing.pack_chunk(Call(fn, (items, False), {}))
+    chunk = packing.pack_chunk(Call(fn, (items, False), {}), None)
     assert chunk is not None
     for start in range(2):
         data, parcel = packing.Part(chunk, Bounds(start, 2, 0.5, 7)).seal()
@@ -312,7 +312,7 @@ def test_a_part_of_a_chunk_can_be_sent_more_than_once(fn: Any, size: int) -> Non
 def test_what_cannot_be_sent_twice_is_no_chunk_of_parts() -> None:
     here, there = channel()
     for thing in (here, np.zeros(10**6), "x" * packing.MOST_AGAIN):
-        assert packing.pack_chunk(Call(abs, ([thing], False), {})) is None
+        assert packing.pack_chunk(Call(abs, ([thing], False), {}), None) is None
     here.close()  # is still ours
     there.close()
 

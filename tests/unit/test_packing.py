@@ -22,7 +22,7 @@ from tests import poolwork
 
 
 def travelled(fn: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
-    data, parcel = packing.pack(Call(fn, args, kwargs))
+    data, parcel = packing.pack(Call(fn, args, kwargs), None)
     assert parcel is None
     return packing.unpack(data, [])
 
@@ -42,7 +42,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.parametrize("fn", [poolwork.square, pow, os.path.join, functools.reduce])
 def test_a_function_with_a_name_travels_as_that(fn: Any) -> None:
-    data, parcel = packing.pack(Call(fn, (), {}))
+    data, parcel = packing.pack(Call(fn, (), {}), None)
     assert parcel is None
     assert data == bytes([len(data) - 1]) + f"{fn.__module__}\n{fn.__qualname__}".encode()
     assert packing.unpack(data, []) == (fn, (), {})
@@ -63,7 +63,7 @@ def test_a_function_with_a_name_travels_as_that(fn: Any) -> None:
 )
 def test_any_other_callable_travels_as_pickle_has_it(fn: Any) -> None:
     try:
-        data, parcel = packing.pack(Call(fn, (3,), {}))
+        data, parcel = packing.pack(Call(fn, (3,), {}), None)
     except NotPicklable:
         return
     assert parcel is None
@@ -76,7 +76,7 @@ def test_a_name_that_means_another_function_by_now_is_not_sent(module: ModuleTyp
     assert travelled(first) == (first, (), {})
     exec("def fn(): return 'second'", vars(module))
     with pytest.raises(NotPicklable, match="not the same object"), without_cloudpickle():
-        packing.pack(Call(first, (), {}))
+        packing.pack(Call(first, (), {}), None)
     assert travelled(module.fn)[0]() == "second"
     module.fn = first
     assert travelled(first)[0]() == "first"
@@ -84,7 +84,7 @@ def test_a_name_that_means_another_function_by_now_is_not_sent(module: ModuleTyp
 
 def test_a_worker_calls_what_has_the_name_there(module: ModuleType) -> None:
     """As pickle does: a module may have been changed by an earlier task."""
-    data, _ = packing.pack(Call(module.fn, (), {}))
+    data, _ = packing.pack(Call(module.fn, (), {}), None)
     assert packing.unpack(data, [])[0]() == "first"
     exec("def fn(): return 'changed'", vars(module))
     assert packing.unpack(data, [])[0]() == "changed"
@@ -99,7 +99,7 @@ def test_a_name_that_is_too_long_is_left_to_pickle(module: ModuleType) -> None:
     name = "f" * 300
     exec(f"def {name}(): return 'long'", vars(module))
     fn = getattr(module, name)
-    data, _ = packing.pack(Call(fn, (), {}))
+    data, _ = packing.pack(Call(fn, (), {}), None)
     assert data[0] == 0
     assert travelled(fn)[0] is fn
 
@@ -107,12 +107,12 @@ def test_a_name_that_is_too_long_is_left_to_pickle(module: ModuleType) -> None:
 def test_what_is_known_of_functions_is_bounded(module: ModuleType) -> None:
     for number in range(packing._MOST_KNOWN + 10):
         exec(f"def f{number}(): pass", vars(module))
-        packing.pack(Call(getattr(module, f"f{number}"), (), {}))
+        packing.pack(Call(getattr(module, f"f{number}"), (), {}), None)
     assert len(packing._known) <= packing._MOST_KNOWN
 
 
 def each(fn: Any, chunk: list[Any]) -> tuple[bytes, bytes, Any]:
-    data, parcel, common = packing.Each(fn).pack(chunk)
+    data, parcel, common = packing.Each(fn, None).pack(chunk)
     assert parcel is None
     return data, common, packing.unpack_each(common, data, []) if common else None
 
@@ -137,7 +137,7 @@ def test_a_large_function_travels_with_each_task() -> None:
 def test_a_chunk_and_its_function_fit_in_a_packet(spare: int) -> None:
     """Or else they travel as any other call does."""
     chunk = [bytes(MOST_INLINE - spare)]
-    data, parcel, common = packing.Each(poolwork.square).pack(chunk)
+    data, parcel, common = packing.Each(poolwork.square, None).pack(chunk)
     if parcel is not None:
         with contextlib.closing(parcel):
             data, _ = parcel.seal(data)
@@ -146,6 +146,6 @@ def test_a_chunk_and_its_function_fit_in_a_packet(spare: int) -> None:
 
 def test_what_cannot_travel_to_an_imap_is_named() -> None:
     with pytest.raises(NotPicklable, match="the function"), without_cloudpickle():
-        packing.Each(lambda: 3)
+        packing.Each(lambda: 3, None)
     with pytest.raises(NotPicklable, match="an item for tests.poolwork.square"):
-        packing.Each(poolwork.square).pack([threading.Lock()])
+        packing.Each(poolwork.square, None).pack([threading.Lock()])

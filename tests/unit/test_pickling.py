@@ -154,7 +154,7 @@ def test_that_descriptors_ran_out_says_nothing_of_the_object(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nor can another pickler do anything about it: it has files to open itself."""
-    monkeypatch.setattr(_pickling, "_cloudpickled", None)
+    monkeypatch.setattr(_pickling, "_again", None)
     with pytest.raises(OSError, match="Too many open files") as caught:
         _pickling.dumps([Scarce()], "the message")
     assert not isinstance(caught.value, NotPicklable)

@@ -15,6 +15,8 @@ import threading
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any, Final
 
+from mpkit._platform import mains
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
@@ -230,11 +232,6 @@ def have_environment(process: Any, variables: dict[str, str]) -> None:
     process.name = luggage
 
 
-def start_directory() -> str:
-    """Return the working directory in which the program began."""
-    return multiprocessing.process.ORIGINAL_DIR or os.getcwd()  # type: ignore[attr-defined]
-
-
 def main_is_being_imported() -> bool:
     """Tell whether this process is being prepared by multiprocessing.
 
@@ -254,6 +251,7 @@ def start_helpers(method: str) -> None:
     if method != "fork":
         from multiprocessing import resource_tracker  # noqa: PLC0415  a fork needs none of it
 
+        mains.spare_new_processes_what_is_no_file()
         resource_tracker.ensure_running()
     if method == "forkserver":
         _start_fork_server()

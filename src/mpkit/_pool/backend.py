@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mpkit._pool.packing import Each, Part
     from mpkit._pool.setup import Setup
     from mpkit._pool.task import Task
+    from mpkit._reader import Reader
 
 
 class Backend(Control, Protocol):
@@ -35,6 +36,8 @@ class Backend(Control, Protocol):
     #: How many calls run at a time at most: what chunks are sized by.
     workers: int
     recorder: Recorder
+    #: Who unpickles the calls; None if nobody does, or if it is not known.
+    reader: Reader | None
     #: What it takes calls from, even after `close`.
     feeds: Feeds
 
@@ -111,6 +114,7 @@ class Inline(NoControl):
     workers = 1
     submit_part = None
     submit_chunk = None
+    reader: Reader | None = None
 
     def __init__(self, setup: Setup) -> None:
         self.recorder = Recorder()
@@ -194,6 +198,7 @@ class OnExecutor(NoControl):
 
     submit_part = None
     submit_chunk = None
+    reader: Reader | None = None
 
     def __init__(self, executor: Executor) -> None:
         self.recorder = Recorder()

@@ -287,7 +287,9 @@ class Calls:
         kind: type[Task[Any]] = Task,
     ) -> Task[R]:
         call = Call(_function(fn), tuple(args), dict(kwargs))
-        task: Task[R] = kind(name or call.what, self._options, self, self._backend)
+        if name is not None:  # what runs is a function of ours, with the caller's
+            call.what = name
+        task: Task[R] = kind(call.what, self._options, self, self._backend)
         if callback is not None or error_callback is not None:
             _check_callbacks(callback, error_callback)
             task.call_back(callback, error_callback)
@@ -345,7 +347,7 @@ class Calls:
         name = _outcome.describe(fn)
 
         submit_chunk = self._backend.submit_chunk
-        each = None if submit_chunk is None else packing.Each(fn)
+        each = None if submit_chunk is None else packing.Each(fn, self._backend.reader)
 
         def submit(chunk: list[Any]) -> Task[list[tuple[bool, Any]]]:
             if submit_chunk is None or each is None:
@@ -406,7 +408,8 @@ class _Parts(Generic[R]):
         """Submit a slice of a chunk; or all of it, if it stays whole or cannot be sent again."""
         args = self._pieces[part.chunk], self._star
         if self._submit_part is not None and part.packed is None:
-            part.packed = packing.pack_chunk(Call(self._fn, args, {}))
+            call, reader = Call(self._fn, args, {}), self._calls._backend.reader
+            part.packed = packing.pack_chunk(call, reader)
         if self._submit_part is None or part.packed is None:
             return self._calls._submit(chunks.run_all, (self._fn, *args), {}, name=self._name)
         task = self._calls._task(self._name)

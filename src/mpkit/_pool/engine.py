@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mpkit import _reader
 from mpkit._errors import PoolClosed
 from mpkit._pool import packing
 from mpkit._pool.feeds import Feeds
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mpkit._pool.packing import Each, Part
     from mpkit._pool.settings import Settings
     from mpkit._pool.task import Task
+    from mpkit._reader import Reader
 
 _CLOSED = "it was closed"
 
@@ -28,6 +30,8 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self.workers = settings.workers
+        # Before the first of them are started: that is how much all of them have.
+        self.reader: Reader | None = _reader.child(settings.context.get_start_method())
         self.recorder = Recorder()
         self.feeds = Feeds()
         self._closed_because: str | None = None
@@ -42,7 +46,7 @@ class Engine:
         Raises NotPicklable, naming what cannot travel, and `PoolClosed`.
         """
         self.check_open(fed)
-        self._submit(task, *packing.pack(call))
+        self._submit(task, *packing.pack(call, self.reader))
 
     def submit_chunk(self, task: Task[Any], each: Each, chunk: list[Any]) -> None:
         """As `submit`, for one of many chunks that a function is called with, which are fed."""

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from mpkit import _parcel
 from mpkit._call import PARTS, Call
 from mpkit._parcel import Parcel
+from mpkit._platform import mains
 from mpkit._pool.chunks import run_each
 from mpkit._pool.slices import Bounds, run_slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mpkit._reader import Reader
 
 #: A call begins with how many bytes of name follow, or this, if all of it is in the message.
 _NAMELESS: Final = b"\x00"
@@ -32,24 +35,24 @@ _PART_HEAD = struct.Struct("=cQQdQ")
 assert _PART_HEAD.size + 1 + _LONGEST <= _parcel.MOST_HEAD
 
 
-def pack(call: Call) -> tuple[bytes, Parcel | None]:
-    """Pickle a call; return it, or its head and the parcel that is to be sealed with that.
+def pack(call: Call, reader: Reader | None) -> tuple[bytes, Parcel | None]:
+    """Pickle a call for a reader; return it, or its head and the parcel that is to be sealed with that.
 
     Raises NotPicklable, naming what cannot travel.
     """
-    head, parcel = _pack(call)
+    head, parcel = _pack(call, reader)
     return (head, None) if parcel is None else _sealed(head, parcel)
 
 
-def _pack(call: Call) -> tuple[bytes, Parcel | None]:
+def _pack(call: Call, reader: Reader | None) -> tuple[bytes, Parcel | None]:
     fn, args, kwargs = call.fn, call.args, call.kwargs
-    head = _named(fn)
+    head = _named(fn, reader)
     if head is None:
         head = _NAMELESS
-        return head, _parcel.pack((fn, args, kwargs), f"{call.what}(...)", PARTS)
+        return head, _parcel.pack((fn, args, kwargs), f"{call.what}(...)", PARTS, reader)
     if not args and not kwargs:
         return head, None
-    return head, _parcel.pack((args, kwargs), f"{call.what}(...)", PARTS[1:])
+    return head, _parcel.pack((args, kwargs), f"{call.what}(...)", PARTS[1:], reader)
 
 
 def _sealed(head: bytes, parcel: Parcel) -> tuple[bytes, Parcel | None]:
@@ -68,10 +71,11 @@ class Each:
     The function is pickled once, here; raises NotPicklable. Most are sent once in a packet.
     """
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(self, fn: Callable[..., Any], reader: Reader | None) -> None:
         call = Call(fn, (), {})
         self.what = call.what
-        head, parcel = pack(call)
+        self._reader = reader
+        head, parcel = pack(call, reader)
         small = parcel is None and len(head) <= _MOST_COMMON
         self._common = head if small else b""
         if parcel is not None:
@@ -82,10 +86,12 @@ class Each:
         """Return what `pack` does of a call with a chunk, and the function if it is beside that."""
         common = self._common
         if common:
-            parcel = _parcel.pack(chunk, f"an item for {self.what}")
+            parcel = _parcel.pack(chunk, f"an item for {self.what}", reader=self._reader)
             if not parcel.plain or len(parcel.stream) + len(common) <= _parcel.MOST_INLINE:
                 return *_sealed(b"", parcel), common
-        return *pack(Call(run_each, (self._fn, chunk), {})), b""
+        call = Call(run_each, (self._fn, chunk), {})
+        call.what = self.what
+        return *pack(call, self._reader), b""
 
 
 def unpack_each(common: bytes, data: bytes, fds: list[int]) -> tuple[Callable[..., Any], list[Any]]:
@@ -120,13 +126,13 @@ class Part(NamedTuple):
         return _sealed(head, parcel)
 
 
-def pack_chunk(call: Call) -> Chunk | None:
+def pack_chunk(call: Call, reader: Reader | None) -> Chunk | None:
     """Pickle a call so that it can be sent again and again; None if that cannot or should not be.
 
     Large buffers, in which several workers would write, cannot, nor can what moves only once;
     and what is large is not worth while to be sent and unpickled for each slice of it.
     """
-    head, parcel = _pack(call)
+    head, parcel = _pack(call, reader)
     if parcel is None:
         return None
     with contextlib.closing(parcel):
@@ -157,30 +163,38 @@ def unpack(data: bytes, fds: list[int]) -> tuple[Callable[..., Any], Any, Any]:
     return fn, args, kwargs
 
 
-#: The functions that were called lately, by their ids: their modules, names and heads.
-_known: dict[int, tuple[Any, str, str, bytes]] = {}
+#: The functions that were called lately, by their ids: their modules, names and heads; and if
+#: that is the main module, a reader that has them.
+_known: dict[int, tuple[Any, str, str, bytes, Reader | None]] = {}
 _MOST_KNOWN: Final = 1000
 
 
-def _named(fn: Callable[..., Any]) -> bytes | None:
-    """Return the head of a call of a function that its module has by its name, or None."""
+def _named(fn: Callable[..., Any], reader: Reader | None) -> bytes | None:
+    """Return the head of a call of a function that its module has by its name, or None.
+
+    None as well if that is the main module, and the reader has no such name in it.
+    """
     known = _known.get(id(fn))
     if known is not None:
-        same, module, name, head = known
-        if same is fn and _is_there(fn, module, name):
+        same, module, name, head, has_it = known
+        if same is fn and (has_it is None or has_it is reader) and _is_there(fn, module, name):
             return head
     if type(fn) not in (FunctionType, BuiltinFunctionType):
         return None
     module, name = fn.__module__, fn.__qualname__
     if not module or not _is_there(fn, module, name):  # a method of a builtin class has none
         return None
+    in_main = module in mains.NAMES
+    if in_main and reader and not reader.has(name, fn):
+        return None
     text = f"{module}\n{name}".encode()
     if len(text) > _LONGEST:
         return None
-    if len(_known) >= _MOST_KNOWN:
-        _known.clear()
     head = bytes([len(text)]) + text
-    _known[id(fn)] = fn, module, name, head
+    if not in_main or reader:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[id(fn)] = fn, module, name, head, reader if in_main else None
     return head
 
 

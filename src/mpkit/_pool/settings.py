@@ -6,6 +6,7 @@ import multiprocessing
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from mpkit import _reader
 from mpkit._call import Call
 from mpkit._platform import memory, threads
 from mpkit._platform.cores import default_workers
@@ -149,7 +150,11 @@ def settled(
     )
     found.check()
     if shared is not None:  # last, as this takes memory
-        found.setup.shared = shared_.pack(shared) if found.has_workers else shared_.Here(shared)
+        if found.has_workers:
+            reader = _reader.child(found.context.get_start_method())
+            found.setup.shared = shared_.pack(shared, reader)
+        else:
+            found.setup.shared = shared_.Here(shared)
     return found
 
 

@@ -13,10 +13,12 @@ import threading
 from multiprocessing.reduction import DupFd
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mpkit import _fork, _pickling, _segment
+from mpkit import _fork, _pickling, _reader, _segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mpkit._reader import Reader
 
 _NOTHING: Any = object()
 
@@ -55,6 +57,7 @@ class Packed:
                 self._thing = pickle.loads(stream, buffers=buffers)
             except BaseException as error:
                 error.add_note("(raised while a worker unpickled what its pool shares)")
+                _reader.note_missing(error)
                 raise
         return self._thing
 
@@ -95,9 +98,9 @@ class Here:
         """It is the user's."""
 
 
-def pack(thing: object) -> Packed:
-    """Pickle an object for all workers to come. Raises NotPicklable, and OSError for no memory."""
-    stream, buffers = _pickling.dumps(thing, "what the pool shares (shared=)")
+def pack(thing: object, reader: Reader) -> Packed:
+    """Pickle an object for all workers to come, who are ``reader``. Raises NotPicklable, and OSError for no memory."""
+    stream, buffers = _pickling.dumps(thing, "what the pool shares (shared=)", reader=reader)
     parts = [memoryview(stream), *(buffer.raw() for buffer in buffers)]
     loan, used = _segment.write(parts, reuse=False)
     with _fork.guard:

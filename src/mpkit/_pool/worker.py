@@ -9,7 +9,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mpkit import _outcome, _wait
+from mpkit import _outcome, _reader, _wait
 from mpkit._link import LinkDown
 from mpkit._platform import memory, stdlib
 from mpkit._platform.descriptors import identity
@@ -152,6 +152,7 @@ def _run(load: wire.Load, fds: list[int], common: bytes) -> tuple[float, float, 
             call = fn
     except BaseException as error:  # noqa: BLE001  unpickling is user code
         error.add_note(f"(raised while a worker unpickled the arguments of {what})")
+        _reader.note_missing(error)
         return began, time.monotonic(), _outcome.FAILED, _outcome.pack_error(what, error)
     try:
         value = call(*args, **kwargs)
