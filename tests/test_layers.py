@@ -104,7 +104,9 @@ LAYERS = [
     "_pool.executor",
     "_pool.calls",
     "_pool.pool",
+    "_selftest",
     "",
+    "_doctor",
     "__main__",
 ]
 

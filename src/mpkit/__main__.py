@@ -1,4 +1,4 @@
-"""``python -m mpkit limits``: who holds which slots right now, and who waits."""
+"""``python -m mpkit``: ``limits``, who holds which slots and who waits; ``doctor``, a look at all."""
 
 from __future__ import annotations
 
@@ -23,18 +23,41 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mpkit", description=mpkit.__doc__)
     parser.add_argument("--version", action="version", version=f"mpkit {mpkit.__version__}")
     commands = parser.add_subparsers(title="commands")
-    command = commands.add_parser("limits", help="show the limits of this user that are in use")
-    command.add_argument("--json", action="store_true", help="as JSON, with all there is to know")
+    for name, run, purpose, json_has in (
+        ("limits", _limits, "show the limits of this user that are in use", "all there is to know"),
+        ("doctor", _doctor, "say what this machine gives, and try everything", "the same"),
+    ):
+        command = commands.add_parser(name, help=purpose, description=f"{purpose}.".capitalize())
+        command.add_argument("--json", action="store_true", help=f"as JSON, with {json_has}")
+        command.set_defaults(run=run)
     options = parser.parse_args(arguments)
-    if "json" not in options:
+    if "run" not in options:
         parser.print_help()
         return 0
+    code: int = options.run(options.json)
+    return code
+
+
+def _limits(as_json: bool) -> int:
+    """Show which limits are in use."""
     found = _listing.limits()
-    if options.json:
+    if as_json:
         print(json.dumps([_as_dict(limit) for limit in found], indent=1))
     else:
         print("\n".join(line for limit in found for line in _lines(limit)) or "No limit is in use.")
     return 0
+
+
+def _doctor(as_json: bool) -> int:
+    """Say what this machine gives; return 1 if something does not work on it."""
+    from mpkit import _doctor as doctor  # noqa: PLC0415  it needs all of mpkit
+
+    report = doctor.examine()
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(report), "problems": report.problems}, indent=1))
+    else:
+        print("\n".join(doctor.lines(report)))
+    return 1 if report.problems else 0
 
 
 def _as_dict(limit: InUse) -> dict[str, object]:

@@ -63,7 +63,7 @@ class Home:
         self.path = os.path.join(self.base, name)
         with _fork.guard:
             _make_base(self.base)
-            _check_file_system(self.base)
+            check_file_system(self.base)
             self._fd = self._enter()
             _fork.know(self)
         self._exit = stdlib.call_at_exit(self.leave, -100)
@@ -277,6 +277,11 @@ def _make_base(path: str) -> None:
         pass
     except OSError as error:
         raise RuntimeDirectoryError(path, f"cannot be made ({error.strerror})") from error
+    check_owner(path)
+
+
+def check_owner(path: str) -> None:
+    """Raise RuntimeDirectoryError if what is there is nothing that we may use."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:  # the last user of another folder just left
@@ -295,7 +300,8 @@ def _make_base(path: str) -> None:
         )
 
 
-def _check_file_system(path: str) -> None:
+def check_file_system(path: str) -> None:
+    """Raise RuntimeDirectoryError if locks are not what they should be there."""
     kind = files.file_system(path)
     if kind in _NETWORK:
         raise RuntimeDirectoryError(

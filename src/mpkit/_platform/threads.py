@@ -86,6 +86,11 @@ class Threads(NamedTuple):
                 library.set_num_threads(self.number)
 
 
+def share(workers: int) -> int:
+    """Return how many threads each of so many workers may have, so that all fit the machine."""
+    return max(1, usable_cores() // workers)
+
+
 def of_workers(workers: int, asked: int | None, context: BaseContext) -> Threads | None:
     """Return what each of so many workers is told; None if that is nothing.
 
@@ -104,7 +109,7 @@ def of_workers(workers: int, asked: int | None, context: BaseContext) -> Threads
         for name, looks_at_openmp in VARIABLES.items()
         if name not in theirs and not (looks_at_openmp and _OPENMP in theirs)
     )
-    number = asked or max(1, usable_cores() // workers)
+    number = asked or share(workers)
     # Those of the user, too: a fork server has the environment of when it was started.
     environment = {**theirs, **dict.fromkeys(ours, str(number))}
     return Threads(number, environment, ours, bool(asked), method)
