@@ -78,6 +78,8 @@ LAYERS = [
     "_pool.aside",
     "_pool.worker",
     "_pool.options",
+    "_pool.seeds",
+    "_pool.carriage",
     "_pool.settings",
     "_pool.task",
     "_pool.asked",

@@ -31,9 +31,9 @@ a few processes, and `wait` waits for any of them.
 #   _call        how a call travels        _lifeline   children leave with us
 #   _child       a process of ours         _process    start and Job
 #   _pool/       TaskPool: actions and schedule (pure), wire, slices, chunks, packing, journal,
-#                shared, setup, worker, options, settings, task, asked, feeds, lookahead, results,
-#                inbox, crew, roster, shortcut, warden, mailbox, supervisor, engine, gather,
-#                executor, and the facade
+#                shared, setup, worker, options, seeds, carriage, settings, task, asked, feeds,
+#                lookahead, results, inbox, crew, roster, shortcut, warden, mailbox, supervisor,
+#                engine, gather, executor, and the facade
 #   _selftest    tries all of that         _doctor     for `python -m mpkit doctor`
 #
 # Only the errors are imported at once. All else is when it is first asked for: a program that
@@ -84,6 +84,7 @@ if _typing.TYPE_CHECKING:
     from mpkit._pool.options import Options as Options
     from mpkit._pool.pool import TaskPool as TaskPool
     from mpkit._pool.results import Results as Results
+    from mpkit._pool.seeds import rng as rng
     from mpkit._pool.shared import shared as shared
     from mpkit._pool.stats import Stats as Stats
     from mpkit._pool.stats import Trace as Trace
@@ -111,6 +112,7 @@ else:
         "WorkerStats": "_pool.stats",
         "channel": "_channel",
         "limit": "_limit",
+        "rng": "_pool.seeds",
         "shared": "_pool.shared",
         "start": "_process",
         "wait": "_anyof",
@@ -169,6 +171,7 @@ __all__ = [
     "WouldDeadlock",
     "channel",
     "limit",
+    "rng",
     "shared",
     "start",
     "wait",

@@ -296,6 +296,9 @@ def pools(path: Path) -> None:
     pool.executor.map(area, 2)  # type: ignore[arg-type]
     pool.executor.map(area, [2], buffersize="4")  # type: ignore[arg-type]
     pool.executor.shutdown(True, True)  # type: ignore[call-arg]
+    mpkit.TaskPool(seed=42)
+    mpkit.rng("x")  # type: ignore[call-arg]
+    mpkit.TaskPool(seed="42")  # type: ignore[arg-type]
     mpkit.TaskPool(shared={"x": 1})
     assert_type(mpkit.shared(), Any)
     mpkit.shared("x")  # type: ignore[call-arg]

@@ -7,6 +7,7 @@ submitted, and `OnExecutor` gives it to any `concurrent.futures.Executor`.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -218,6 +219,10 @@ class OnExecutor(NoControl):
         ):
             if asked:
                 raise ValueError(f"a pool on a {kind} cannot honour {name}=: the executor has none")
+        if options.seed is not None and _has_threads(self._executor):
+            raise ValueError(
+                f"a pool on a {kind} cannot honour seed=: its threads share their random numbers"
+            )
 
     def check_open(self) -> None:
         if self._closed:
@@ -287,6 +292,11 @@ class OnExecutor(NoControl):
             return self._none_pending.wait_for(
                 lambda: not self._pending and not self.feeds, timeout
             )
+
+
+def _has_threads(executor: Executor) -> bool:
+    module: Any = sys.modules.get("concurrent.futures.thread")  # imported if there is one
+    return module is not None and isinstance(executor, module.ThreadPoolExecutor)
 
 
 def _tries_again(task: Task[Any], error: BaseException) -> bool:

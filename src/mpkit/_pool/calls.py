@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from mpkit import _outcome
 from mpkit._call import Call
-from mpkit._pool import chunks, packing
+from mpkit._pool import carriage, chunks, packing
 from mpkit._pool import progress as progress_
 from mpkit._pool.asked import Asked
 from mpkit._pool.executor import PoolExecutor
@@ -43,13 +44,21 @@ class Calls:
     arguments move to the worker.
     """
 
-    def __init__(self, backend: Backend, options: Options, owner: object) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        options: Options,
+        owner: object,
+        numbers: itertools.count[int] | None = None,
+    ) -> None:
         """Not for users: pools make them."""
         backend.check(options)
         self._backend = backend
         self._options = options
         # So that the pool lives as long as somebody can give it calls.
         self._owner = owner
+        #: What goes with calls besides their arguments, if that is anything.
+        self._carriage = carriage.of(options, numbers)
 
     def options(self, **options: Unpack[OptionNames]) -> Calls:
         """Return a view of this pool whose calls have other options.
@@ -69,6 +78,11 @@ class Calls:
             name: what errors and pictures call the tasks, instead of their function's name.
             label: a text that goes with each of them ("page 3"): errors, log records and
                 pictures have it behind the name.
+            seed: a whole number from which each task, and each item of a map, has random
+                numbers of its own: `rng`, `random`, and NumPy's ``numpy.random``, if it is
+                imported. They are the same whatever the number of workers, the chunks, the
+                order and the retries; only the calls have to be made in the same order,
+                counted since this was given.
 
         Raises:
             TypeError: there is no such option, or it is of the wrong type.
@@ -81,14 +95,17 @@ class Calls:
             8
 
         """
-        return Calls(self._backend, self._options.changed(**options), self._owner or self)
+        # Where the seed is the same, no two calls are to have the same random numbers.
+        here = None if "seed" in options else self._carriage
+        numbers = None if here is None else here.calls
+        return Calls(self._backend, self._options.changed(**options), self._owner or self, numbers)
 
     # in the accent of concurrent.futures
 
     @property
     def executor(self) -> PoolExecutor:
         """A `PoolExecutor` whose calls have these options. To shut it down leaves the pool open."""
-        return PoolExecutor(self._submit, self._backend)
+        return PoolExecutor(self._submit, self._backend, self._carriage)
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
         """Have a worker call ``fn(*args, **kwargs)``; return its `Task` at once.
@@ -98,7 +115,7 @@ class Calls:
             PoolClosed: the pool takes no more tasks.
 
         """
-        return self._submit(fn, args, kwargs)
+        return self._submit(self._laden(fn), args, kwargs)
 
     # in the accent of multiprocessing
 
@@ -118,7 +135,7 @@ class Calls:
         """Have a worker call ``func(*args, **kwds)``; block until it has, and return its result."""
         # One that fails may be tried again by the supervisor, which then has to see its end.
         kind = Task if self._options.retries else Asked
-        return _result(self._submit(func, args, kwds, kind=kind))
+        return _result(self._submit(self._laden(func), args, kwds, kind=kind))
 
     @overload
     def apply_async(
@@ -180,7 +197,7 @@ class Calls:
             PoolClosed: the pool takes no more tasks.
 
         """
-        return self._submit(func, args, kwds, callback, error_callback)
+        return self._submit(self._laden(func), args, kwds, callback, error_callback)
 
     def map(
         self,
@@ -274,6 +291,10 @@ class Calls:
 
     # beneath both
 
+    def _laden(self, fn: Callable[..., R]) -> Callable[..., R]:
+        """Return a function with what goes along."""
+        return fn if self._carriage is None else self._carriage.once(_function(fn))
+
     def _submit(
         self,
         fn: Callable[..., R],
@@ -315,9 +336,11 @@ class Calls:
         _function(fn)
         _check_callbacks(callback, error_callback)
         self._backend.check_open()
+        name = _outcome.describe(fn)
+        if self._carriage is not None:
+            fn, iterable, star = self._carriage.each(fn, iterable, star=star)
         items = list(iterable)
         size = chunksize or chunks.default_size(len(items), self._backend.workers)
-        name = _outcome.describe(fn)
         pieces = list(chunks.split(items, size))
         sliced = chunksize is None and size > 1
         parts: _Parts[R] = _Parts(self, fn, pieces, star=star, sliced=sliced)
@@ -345,6 +368,8 @@ class Calls:
         iter(iterable)  # a TypeError is the caller's, and not the feeder thread's
         total = len(iterable) if isinstance(iterable, Sized) else None
         name = _outcome.describe(fn)
+        if self._carriage is not None:
+            fn, iterable, _ = self._carriage.each(fn, iterable, star=False)
 
         submit_chunk = self._backend.submit_chunk
         each = None if submit_chunk is None else packing.Each(fn, self._backend.reader)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from mpkit._pool.backend import Backend
+    from mpkit._pool.carriage import Carriage
     from mpkit._pool.task import Task
 
 P = ParamSpec("P")
@@ -46,8 +47,9 @@ class PoolExecutor(Executor):
     It keeps its pool alive, and can be shut down by itself: see `shutdown`.
     """
 
-    def __init__(self, submit: Submit, backend: Backend) -> None:
+    def __init__(self, submit: Submit, backend: Backend, carriage: Carriage | None = None) -> None:
         """Not for users: pools make them."""
+        self._carriage = carriage
         self._give = submit  # keeps the pool alive
         self._backend = backend
         self._pid = os.getpid()
@@ -68,7 +70,8 @@ class PoolExecutor(Executor):
             PoolClosed: the pool or this executor takes no more tasks.
 
         """
-        return self._submit(fn, args, kwargs)
+        laden = fn if self._carriage is None else self._carriage.once(fn)
+        return self._submit(laden, args, kwargs)
 
     def map(
         self,
@@ -113,13 +116,16 @@ class PoolExecutor(Executor):
         over = isinstance(timeout, (int, float)) and timeout < 0
         deadline = Deadline(0 if over else timeout)
         self._check_open()
-        pieces = chunks.split(zip(*iterables), size)
-        name = _outcome.describe(fn)
+        items: Iterable[Any] = zip(*iterables)
+        star, name = True, _outcome.describe(fn)
+        if self._carriage is not None:
+            fn, items, star = self._carriage.each(fn, items, star=star)
+        pieces = chunks.split(items, size)
 
-        def submit(piece: list[tuple[Any, ...]]) -> Task[Any]:
+        def submit(piece: list[Any]) -> Task[Any]:
             if size == 1:
-                return self._submit(fn, piece[0], {})
-            return self._submit(chunks.run_all, (fn, piece, True), {}, name=name)
+                return self._submit(fn, piece[0] if star else (piece[0],), {})
+            return self._submit(chunks.run_all, (fn, piece, star), {}, name=name)
 
         line: deque[Task[Any]] = deque()
         try:

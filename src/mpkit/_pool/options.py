@@ -25,6 +25,7 @@ class OptionNames(TypedDict, total=False):
     priority: int
     name: str | None
     label: str | None
+    seed: int | None
 
 
 class _Fields(NamedTuple):
@@ -37,6 +38,7 @@ class _Fields(NamedTuple):
     priority: int = 0
     name: str | None = None
     label: str | None = None
+    seed: int | None = None
 
 
 class Options(_Fields):
@@ -102,7 +104,9 @@ def _checked(asked: _Fields) -> _Fields:
         raise TypeError(f"backoff is a number of seconds, not {asked.backoff!r}")
     if not 0 <= asked.backoff < math.inf:
         raise ValueError(f"backoff is 0 or more seconds, unlike {asked.backoff!r}")
+    seed = None if asked.seed is None else whole_number("seed", asked.seed, 0)
     return asked._replace(
+        seed=seed,
         retries=retries,
         retry_on=_exception_classes(asked.retry_on),
         priority=whole_number("priority", asked.priority),

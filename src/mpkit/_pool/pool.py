@@ -119,6 +119,7 @@ class TaskPool(Calls):
             backend = Inline(made.setup)
         else:
             backend = Engine(made)
+        backend.check(made.options)  # one that has workers refuses nothing
         # Before anything can raise: from here on nobody has to remember the workers.
         self._finalizer = stdlib.call_when_gone(
             self, _abandon, (backend, self._opened_at, self._pid), 5
