@@ -31,9 +31,10 @@ a few processes, and `wait` waits for any of them.
 #   _call        how a call travels        _lifeline   children leave with us
 #   _child       a process of ours         _process    start and Job
 #   _pool/       TaskPool: actions and schedule (pure), wire, slices, chunks, packing, journal,
-#                shared, setup, worker, options, seeds, carriage, settings, task, asked, feeds,
-#                lookahead, results, inbox, crew, roster, shortcut, warden, mailbox, supervisor,
-#                engine, gather, executor, and the facade
+#                shared, setup, worker, options, seeds, carriage, settings, task, asked, stats,
+#                sketch, picture, trace, timeline, report, recorder, feeds, lookahead, results, inbox,
+#                crew, roster, shortcut, warden, mailbox, supervisor, engine, gather, executor, and
+#                the facade
 #   _selftest    tries all of that         _doctor     for `python -m mpkit doctor`
 #
 # Only the errors are imported at once. All else is when it is first asked for: a program that
@@ -83,13 +84,16 @@ if _typing.TYPE_CHECKING:
     from mpkit._pool.executor import PoolExecutor as PoolExecutor
     from mpkit._pool.options import Options as Options
     from mpkit._pool.pool import TaskPool as TaskPool
+    from mpkit._pool.report import Report as Report
     from mpkit._pool.results import Results as Results
     from mpkit._pool.seeds import rng as rng
     from mpkit._pool.shared import shared as shared
+    from mpkit._pool.stats import FunctionStats as FunctionStats
+    from mpkit._pool.stats import Spread as Spread
     from mpkit._pool.stats import Stats as Stats
-    from mpkit._pool.stats import Trace as Trace
     from mpkit._pool.stats import WorkerStats as WorkerStats
     from mpkit._pool.task import Task as Task
+    from mpkit._pool.trace import Trace as Trace
     from mpkit._pool.worker import worker_state as worker_state
     from mpkit._process import Job as Job
     from mpkit._process import start as start
@@ -99,16 +103,19 @@ else:
     _HOMES = {
         "Calls": "_pool.calls",
         "Channel": "_channel",
+        "FunctionStats": "_pool.stats",
         "Job": "_process",
         "Options": "_pool.options",
         "PoolExecutor": "_pool.executor",
+        "Report": "_pool.report",
         "Results": "_pool.results",
         "Semaphore": "_limit",
         "Signal": "_signal",
+        "Spread": "_pool.stats",
         "Stats": "_pool.stats",
         "Task": "_pool.task",
         "TaskPool": "_pool.pool",
-        "Trace": "_pool.stats",
+        "Trace": "_pool.trace",
         "WorkerStats": "_pool.stats",
         "channel": "_channel",
         "limit": "_limit",
@@ -141,6 +148,7 @@ __all__ = [
     "ChannelMoved",
     "ChannelTimeout",
     "EndOfChannel",
+    "FunctionStats",
     "Job",
     "LimitMismatch",
     "LimitTimeout",
@@ -154,11 +162,13 @@ __all__ = [
     "PoolExecutor",
     "RemoteError",
     "RemoteTraceback",
+    "Report",
     "ResultTimeout",
     "Results",
     "RuntimeDirectoryError",
     "Semaphore",
     "Signal",
+    "Spread",
     "Stats",
     "Task",
     "TaskExit",

@@ -389,4 +389,7 @@ def describe(fn: Callable[..., object]) -> str:
         return describe(inner)
     module = getattr(fn, "__module__", None)
     name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-    return name if module in (None, "builtins", "__main__", "__mp_main__") else f"{module}.{name}"
+    # Whatever a class says that these are: a text comes out.
+    return (
+        f"{name}" if module in (None, "builtins", "__main__", "__mp_main__") else f"{module}.{name}"
+    )

@@ -172,6 +172,11 @@ class Parcel:
         return [memoryview(self.stream), *(buffer.raw() for buffer in self.buffers)]
 
     @property
+    def size(self) -> int:
+        """How many bytes the message has, in the packet and beside it."""
+        return self._used or sum(part.nbytes for part in self._parts())
+
+    @property
     def alone(self) -> bool:
         """Whether it is a stream, of any length, and nothing else."""
         return not self.buffers and self._copies is None
@@ -254,6 +259,14 @@ def unpack(data: bytes, fds: list[int], start: int = 0) -> Any:
     if arrived is not None:
         arrived.close()
     return message
+
+
+def size_of(data: bytes, start: int = 0) -> int:
+    """Return how many bytes the message of a packet has, in the packet and beside it."""
+    if data[start : start + 1] != _SEGMENT or len(data) < start + _SEGMENT_HEAD.size:
+        return max(0, len(data) - start - _HEAD.size)
+    used: int = _SEGMENT_HEAD.unpack_from(data, start)[2]
+    return used
 
 
 def unpack_stream(data: bytes, fds: list[int], start: int = 0) -> memoryview:

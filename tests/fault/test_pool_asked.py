@@ -446,4 +446,5 @@ def test_whoever_asks_gets_his_own_answer(programs: list[list[str]]) -> None:
     wanted = [step for program in programs for step in program]
     stats = pool.stats()
     assert (stats.submitted, stats.lost) == (len(wanted), wanted.count("die"))
-    assert stats.done == len(wanted) - wanted.count("die")
+    assert stats.failed == wanted.count("fail") + wanted.count("die")
+    assert (stats.done, stats.pending) == (len(wanted) - stats.failed, 0)

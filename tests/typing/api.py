@@ -312,9 +312,19 @@ def pools(path: Path) -> None:
     stats = pool.stats()
     assert_type(stats, mpkit.Stats)
     assert_type(stats.done, int)
-    assert_type(stats.workers, list[mpkit.WorkerStats])
-    with pool.trace(path) as trace:
+    assert_type(stats.workers, tuple[mpkit.WorkerStats, ...])
+    assert_type(stats.pending, int)
+    assert_type(stats.workers[0].peak_memory, int)
+    assert_type(stats.functions, tuple[mpkit.FunctionStats, ...])
+    assert_type(stats.functions[0].run, mpkit.Spread)
+    assert_type(stats.functions[0].wait.p99, float)
+    stats.done = 3  # type: ignore[misc]
+    stats.jobs  # type: ignore[attr-defined]
+    with pool.trace(path) as trace, pool.report(path) as report:
         assert_type(trace, mpkit.Trace)
+        assert_type(report, mpkit.Report)
+    pool.report()  # type: ignore[call-arg]
+    pool.trace(3)  # type: ignore[arg-type]
     assert_type(mpkit.worker_state(), dict[str, Any])
     mpkit.TaskPool("4")  # type: ignore[arg-type]
     mpkit.TaskPool(timeout="5")  # type: ignore[arg-type]

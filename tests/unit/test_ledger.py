@@ -10,13 +10,14 @@ import pytest
 from mpkit import WorkerDied
 from mpkit._pool.ledger import Entry, Ledger
 from mpkit._pool.options import Options
+from mpkit._pool.recorder import Recorder
 from mpkit._pool.task import Task
 
 
 @pytest.mark.parametrize("running", [False, True])
 def test_a_callback_may_have_all_settled_that_are_being_settled(running: bool) -> None:
     """A map that ends lets a closed pool end, which settles what came too late."""
-    ledger = Ledger()
+    ledger = Ledger(Recorder())
     tasks: list[Task[Any]] = [Task("task", Options()) for _ in range(3)]
     for task in tasks:
         ledger.add([Entry(task, b"", None)])

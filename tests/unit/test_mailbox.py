@@ -50,7 +50,7 @@ def test_who_puts_in_wakes_the_supervisor_once(box: Box) -> None:
 
 def test_what_comes_too_late_is_refused(box: Box) -> None:
     box.put(1)
-    box.end()
+    box.end(lambda: None)
     box.put(2)
     assert [number for number, *_ in box.refused] == [1, 2]
 
@@ -58,7 +58,7 @@ def test_what_comes_too_late_is_refused(box: Box) -> None:
 def test_who_waits_for_the_end_waits_until_all_is_refused(box: Box) -> None:
     over: list[bool] = []
     box._refuse = lambda: over.append(box.over.is_set())
-    box.end()
+    box.end(lambda: None)
     assert over == [False]
     assert box.over.is_set()
 
@@ -74,7 +74,7 @@ def test_what_comes_while_the_rest_is_refused_is_refused_too(box: Box) -> None:
 
     box._refuse = slowly
     box.put(1)  # this one wakes the supervisor, which does not look any more
-    box.end()
+    box.end(lambda: None)
     assert [number for number, *_ in box.refused] == [1, 2]
 
 
@@ -86,7 +86,7 @@ def test_none_of_many_threads_is_forgotten_when_it_ends(box: Box) -> None:
     threads = [threading.Thread(target=put_all, args=(n * 1000,)) for n in range(4)]
     for thread in threads:
         thread.start()
-    box.end()
+    box.end(lambda: None)
     for thread in threads:
         thread.join(PATIENCE)
     assert sorted(number for number, *_ in box.refused) == list(range(4000))

@@ -124,6 +124,17 @@ def resident_bytes_of(pid: int) -> int:
         return 0
 
 
+def peak_bytes_of(pid: int) -> int:
+    """Return the most that a process has occupied; 0 if it is gone, or that cannot be known."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            status = file.read()
+    except OSError:
+        return 0
+    _, _, after = status.partition(b"\nVmHWM:")
+    return int(after.split(None, 1)[0]) * 1024 if after else 0  # a zombie has none
+
+
 def resident_bytes() -> int:
     """Return how much memory this process occupies."""
     try:

@@ -16,7 +16,7 @@ from mpkit._platform.stdlib import Condition
 from mpkit._pool import shared
 from mpkit._pool.feeds import Feeds
 from mpkit._pool.options import pause_before
-from mpkit._pool.stats import Recorder
+from mpkit._pool.recorder import Recorder
 from mpkit._pool.task import Control, is_ctrl_c, report
 
 if TYPE_CHECKING:
@@ -156,8 +156,10 @@ class Inline(NoControl):
             if error is None:
                 task.set_result(value)
             elif not _tries_again(task, error):
+                self.recorder.task_failed()
                 task.set_exception(error)
             else:
+                self.recorder.task_retried(os.getpid(), task.name)
                 time.sleep(pause_before(task.options, task.attempts))
 
     def _call(self, call: Call) -> Any:

@@ -8,7 +8,7 @@ from mpkit import _reader
 from mpkit._errors import PoolClosed
 from mpkit._pool import packing
 from mpkit._pool.feeds import Feeds
-from mpkit._pool.stats import Recorder
+from mpkit._pool.recorder import Recorder
 from mpkit._pool.supervisor import Supervisor
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mpkit._parcel import Parcel
+    from mpkit._pool.recorder import Recorder
     from mpkit._pool.task import Task
 
 
@@ -57,11 +58,17 @@ class Entry:
         #: Whether it is to end: by `Task.kill`.
         self.killed = False
 
+    @property
+    def size(self) -> int:
+        """How many bytes the call has."""
+        return len(self.head) + (0 if self.parcel is None else self.parcel.size)
+
 
 class Ledger:
     """Knows every task that was submitted and not settled. Used by the supervisor only."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
         self._entries: dict[int, Entry] = {}
         # (when, number) of tasks that were sent and have a timeout; a heap. Entries of
         # tasks that have ended meanwhile are passed over.
@@ -88,6 +95,7 @@ class Ledger:
         if entry.task.set_running_or_notify_cancel():
             return entry
         self._forget(number)
+        self._recorder.task_cancelled()
         return None
 
     def _forget(self, number: int) -> Entry:
@@ -155,6 +163,7 @@ class Ledger:
     def rest(self, number: int, seconds: float) -> None:
         """A task is to be run again, after so many seconds."""
         heapq.heappush(self._pauses, (time.monotonic() + seconds, number))
+        self._entries[number].task.since += seconds
 
     def rested(self) -> Iterator[int]:
         """Yield the tasks whose `rest` is over, each once."""
@@ -174,6 +183,7 @@ class Ledger:
         if not wanted or not entry.retries or entry.killed:
             return False
         entry.retries -= 1
+        self._recorder.task_retried(entry.pid, entry.task.name)
         entry.task.failed_once(error)
         self._waits_again(entry)
         return True
@@ -182,8 +192,10 @@ class Ledger:
         """A task has its outcome."""
         task = self._forget(number).task
         if not (task.running() or task.set_running_or_notify_cancel()):
+            self._recorder.task_cancelled()
             return
         if error is not None:
+            self._recorder.task_failed()  # first: who has the error may look at that
             task.note_attempts(error)
             task.note_output(error)
         # Callbacks run in here, and an exit that one asks for is not the supervisor's.

@@ -79,17 +79,18 @@ class Mailbox:
         for _ in range(len(self._messages)):
             yield self._messages.popleft()
 
-    def end(self) -> None:
-        """Refuse what is there, and from now on what comes."""
-        with self.lock:
-            self._ended = True
-            self.patient = False
-            # First: who believes that it was woken has put in before this what is refused now.
-            self._woken = False
-            try:
+    def end(self, last: Callable[[], None]) -> None:
+        """Refuse what is there, and from now on what comes; do what is ``last``, and be over."""
+        try:
+            with self.lock:
+                self._ended = True
+                self.patient = False
+                # First: who believes that it was woken has put in before this what is refused now.
+                self._woken = False
                 self._refuse()
-            finally:
-                self.over.set()
+            last()
+        finally:
+            self.over.set()
 
     @property
     def closed(self) -> bool:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from mpkit._pool.backend import Backend
     from mpkit._pool.executor import PoolExecutor
+    from mpkit._pool.report import Report
     from mpkit._pool.settings import PoolSettings
-    from mpkit._pool.stats import Stats, Trace
+    from mpkit._pool.stats import Stats
+    from mpkit._pool.trace import Trace
 
 
 class TaskPool(Calls):
@@ -155,25 +157,54 @@ class TaskPool(Calls):
         return WholeExecutor(self._submit, self._backend, self.close, self.join)
 
     def stats(self) -> Stats:
-        """Return what the pool did until now: counts, and what each worker did."""
+        """Return what the pool did until now: counts, what each worker did, how long functions took."""
         return self._backend.recorder.stats()
 
     def trace(self, path: str | os.PathLike[str]) -> Trace:
         """Record a timeline from now on, and write it to ``path`` as Chrome trace events.
 
-        Perfetto (https://ui.perfetto.dev) shows it, a lane for each worker. The file is
-        written when the returned object is closed (it is a context manager), and at the
-        latest when the pool ends.
+        Perfetto (https://ui.perfetto.dev) shows it, a lane for each worker. The file ends
+        when the returned object is closed (it is a context manager), and at the latest when
+        the pool does. It is valid JSON all the while.
+
+        Raises:
+            OSError: the file cannot be written, or is none in which one can go back.
+            ValueError: the pool runs on somebody else's executor, whose workers it does
+                not see.
+
+        """
+        self._check_visible("trace")
+        return self._backend.recorder.trace(path)
+
+    def report(self, path: str | os.PathLike[str]) -> Report:
+        """Record what happens from now on, and write it to ``path`` as a page for a browser.
+
+        With a timeline, the functions, the slowest tasks, and what went wrong; it needs no
+        network. The page is written when the returned object is closed (it is a context
+        manager), and at the latest when the pool ends. However many tasks there are, its size
+        and what is kept for it have bounds: see `Report`.
 
         Raises:
             OSError: the file cannot be written.
             ValueError: the pool runs on somebody else's executor, whose workers it does
                 not see.
 
+        Example:
+            >>> import pathlib, tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     page = pathlib.Path(folder, "run.html")
+            ...     with TaskPool(2) as pool, pool.report(page):
+            ...         squares = pool.map(abs, [-1, -2, -3])
+            ...     "Slowest tasks" in page.read_text(encoding="utf-8")
+            True
+
         """
+        self._check_visible("report on")
+        return self._backend.recorder.report(path)
+
+    def _check_visible(self, what: str) -> None:
         if isinstance(self._backend, OnExecutor):
-            raise ValueError("a pool with on= does not see its workers, and cannot trace them")
-        return self._backend.recorder.trace(path)
+            raise ValueError(f"a pool with on= does not see its workers, and cannot {what} them")
 
     def close(self) -> None:
         """Take no more tasks. The workers leave when they have done those there are.

@@ -17,7 +17,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from mpkit import _fork, _outcome
+from mpkit import _fork, _outcome, _parcel
 from mpkit._platform import descriptors
 from mpkit._pool import wire
 from mpkit._pool.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from mpkit._parcel import Parcel
     from mpkit._pool.actions import Action
     from mpkit._pool.audience import Ear
+    from mpkit._pool.recorder import Recorder, Span
     from mpkit._pool.settings import Settings
     from mpkit._pool.shortcut import Handed
-    from mpkit._pool.stats import Recorder, Span
     from mpkit._pool.task import Task
 
 
@@ -64,7 +64,7 @@ class Supervisor:
             self._audience = Audience(settings.log, capture=settings.capture, forks=forks)
         self._roster = Roster(settings.workers, settings.context, settings.setup, self._audience)
         self._crew = self._roster.workers
-        self._ledger = Ledger()
+        self._ledger = Ledger(recorder)
         self._dispatch = Dispatch(self._crew, self._ledger, self._schedule)
         self._warden = Warden(
             self._crew,
@@ -74,7 +74,7 @@ class Supervisor:
             take_back=self._take_back,
             memory_hard_limit=hard_limit,
         )
-        self._verdict = Verdict(self._ledger, self._schedule, forks=forks)
+        self._verdict = Verdict(self._ledger, self._schedule, recorder, forks=forks)
         self._thread: threading.Thread | None = None
         self._terminated = False
         self._shortcut = Shortcut()
@@ -143,7 +143,9 @@ class Supervisor:
             return None
         if not task.claim():
             return None
-        self._recorder.tasks_ended(handed.worker.pid, [(task, done.began, done.ended, False)])
+        span = task, done.began, done.ended, False
+        moved = [_moved(handed.entry, done)] if self._recorder.pictured else None
+        self._recorder.tasks_ended(handed.worker.pid, [span], moved)
         return done
 
     def close(self) -> None:
@@ -251,11 +253,10 @@ class Supervisor:
             # Reached by an error only if mpkit has a bug: then nobody must wait for ever.
             self.ends = True
             self._stop_workers()
-            self._mailbox.end()
+            self._mailbox.end(self._recorder.close)  # whoever joins finds its pictures written
             self._call_later()
             self._release()  # nobody wakes us any more
             self._roster.close()
-            self._recorder.close()
 
     def _next_round(self) -> float | None:
         """Return the time (of `time.monotonic`) at which there is something to do anyway."""
@@ -379,6 +380,7 @@ class Supervisor:
             self._retire(number)
         ours: list[wire.Done] = []
         spans: list[Span] = []
+        moved: list[tuple[int, int]] | None = [] if self._recorder.pictured else None
         for done in dones:
             task, failed = self._ledger[done.task].task, done.kind == _outcome.FAILED
             if isinstance(task, Asked) and not (failed or task.claim()):
@@ -386,7 +388,9 @@ class Supervisor:
             else:
                 ours.append(done)
                 spans.append((task, done.began, done.ended, failed))
-        self._recorder.tasks_ended(worker.pid, spans)  # which who has the result may look at
+                if moved is not None:
+                    moved.append(_moved(self._ledger[done.task], done))
+        self._recorder.tasks_ended(worker.pid, spans, moved)  # at which who has the result may look
         for done in ours:
             self._verdict.done(done, fds)
 
@@ -461,10 +465,10 @@ class Supervisor:
                     self._take_back(number)
                 case Retire(number):
                     idle = self._shortcut.withdraw(number)
+                    self._recorder.worker_leaves(self._crew[number].pid)
                     self._crew[number].retire(idle=idle and self._schedule.running(number) is None)
                     self._warden.told_to_leave()
                 case Lose(task, number):
-                    self._recorder.lost += 1
                     self._verdict.lost(task, self._crew[number])
                 case Abandon(task, attempts):
                     self._verdict.abandoned(task, attempts)
@@ -488,9 +492,14 @@ class Supervisor:
     # the end
 
     def _stop_workers(self) -> None:
+        for worker in self._crew.values():
+            self._recorder.worker_leaves(worker.pid)
         for number, worker in self._roster.stop():
             self._hear_last_words(number, worker)
             self._recorder.worker_ended(worker.pid, "was stopped", True)
+            running = self._schedule.running(number)
+            if running is not None and (entry := self._ledger.get(running)) is not None:
+                self._recorder.task_lost(worker.pid, entry.task, entry.size)
         if self._audience is not None:
             self._audience.end()
 
@@ -511,7 +520,13 @@ class Supervisor:
 
     def _after_fork_in_child(self) -> None:
         self.ours = False
+        self._recorder.after_fork_in_child()
         # Nothing of the pool lives here: its thread does not, its links have closed
         # themselves, and its workers belong to the parent.
         if not self._mailbox.closed:
             self._release()
+
+
+def _moved(entry: Entry, done: wire.Done) -> tuple[int, int]:
+    """Return how many bytes the call and the outcome of a task have."""
+    return entry.size, _parcel.size_of(done.data, wire.DONE_SIZE)

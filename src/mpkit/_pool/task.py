@@ -7,6 +7,7 @@ import functools
 import itertools
 import sys
 import threading
+import time
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _numbers = itertools.count(1)
+_now = time.monotonic
 
 #: Characters of a task's output that its error shows (arbitrary).
 SHOWN = 4000
@@ -89,7 +91,10 @@ class Task(LightFuture[R]):
         self.attempts: int = 0
         self.number: int = next(_numbers)
         self.options = options
-        self._what = what
+        #: What pictures call its function: by that name, or by the one that was given.
+        self.what: str = options.name or what
+        #: Since when it waits for a worker (`time.monotonic`).
+        self.since: float = _now()
 
     def call_back(
         self,
@@ -167,6 +172,7 @@ class Task(LightFuture[R]):
     def failed_once(self, error: BaseException) -> None:
         """Not for users: an attempt failed, and there will be another one."""
         self._failures += (f"attempt {self.attempts} failed with {_in_a_line(error)}",)
+        self.since = time.monotonic()
 
     def note_attempts(self, error: BaseException) -> None:
         """Not for users: have the error of the last attempt tell of those before it."""
@@ -208,8 +214,7 @@ class Task(LightFuture[R]):
     def name(self) -> str:
         """What errors call the task: its number, its function or given name, and its label."""
         label = self.options.label
-        what = self.options.name or self._what
-        return f"task {self.number} ({what if label is None else f'{what}, {label}'})"
+        return f"task {self.number} ({self.what if label is None else f'{self.what}, {label}'})"
 
     def result(self, timeout: float | None = None) -> R:
         """Return what the call returned, blocking until it has.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mpkit._pool.crew import Worker
     from mpkit._pool.ledger import Entry, Ledger
+    from mpkit._pool.recorder import Recorder
     from mpkit._pool.schedule import Schedule
 
 _options = operator.attrgetter("task.options")
@@ -42,9 +43,12 @@ _GUARD = (
 class Verdict:
     """Settles the tasks of a ledger, or queues them again. Used by the supervisor thread only."""
 
-    def __init__(self, ledger: Ledger, schedule: Schedule, *, forks: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, schedule: Schedule, recorder: Recorder, *, forks: bool
+    ) -> None:
         self._ledger = ledger
         self._schedule = schedule
+        self._recorder = recorder
         self._forks = forks
         self._init_error: BaseException | None = None
         # How the last worker ended that ended before it could start.
@@ -83,6 +87,7 @@ class Verdict:
         try:
             value = unpacked(lambda: self._ledger[task].task.name, done, fds)
         except BaseException as error:  # noqa: BLE001  unpickling is user code
+            self._recorder.task_misread()
             self._failed(task, error)
         else:
             self._ledger.settle(task, value, None)
@@ -90,6 +95,8 @@ class Verdict:
     def lost(self, task: int, worker: Worker) -> None:
         """A worker died while it ran this task."""
         entry = self._ledger[task]
+        sent = entry.size if self._recorder.pictured else 0
+        self._recorder.task_lost(worker.pid, entry.task, sent)
         error = entry.doom
         if error is None:
             reason = f"{worker.ended}{self._likely_cause(worker)}"
