@@ -32,9 +32,9 @@ a few processes, and `wait` waits for any of them.
 #   _child       a process of ours         _process    start and Job
 #   _pool/       TaskPool: actions and schedule (pure), wire, slices, chunks, packing, journal,
 #                shared, setup, worker, options, seeds, carriage, settings, task, asked, stats,
-#                sketch, picture, trace, timeline, report, recorder, feeds, lookahead, results, inbox,
-#                crew, roster, shortcut, warden, mailbox, supervisor, engine, gather, executor, and
-#                the facade
+#                sketch, picture, trace, timeline, report, recorder, feeds, lookahead, window,
+#                results, inbox, crew, roster, shortcut, warden, mailbox, supervisor, engine, gather,
+#                executor, and the facade
 #   _selftest    tries all of that         _doctor     for `python -m mpkit doctor`
 #
 # Only the errors are imported at once. All else is when it is first asked for: a program that

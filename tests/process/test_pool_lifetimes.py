@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import itertools
 import os
@@ -44,6 +46,66 @@ def test_leaving_a_with_block_stops_an_endless_imap() -> None:
     with pytest.raises(mpkit.PoolClosed):
         for _ in results:
             pass
+
+
+class Stuck:
+    """An input that gives three items, and then nothing until it may."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.waits = threading.Event()
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(3)
+        self.waits.set()
+        self.go.wait()
+        yield 3
+
+
+@pytest.fixture
+def stuck() -> Iterator[Stuck]:
+    stuck = Stuck()
+    yield stuck
+    stuck.go.set()
+
+
+def test_nobody_who_leaves_waits_for_an_input_that_is_stuck(stuck: Stuck) -> None:
+    with mpkit.TaskPool(1) as pool:
+        results = pool.imap(poolwork.square, stuck)
+        assert [next(results) for _ in range(3)] == [0, 1, 4]
+        assert stuck.waits.wait(PATIENCE)
+    with pytest.raises(mpkit.PoolClosed, match="before all of the input was read"):
+        next(results)
+    stuck.go.set()
+    assert list(results) == []
+
+
+@pytest.mark.parametrize("how", ["close", "with", "drop", "aclose"])
+def test_a_pool_does_not_wait_for_an_input_that_nobody_wants(stuck: Stuck, how: str) -> None:
+    pool = mpkit.TaskPool(1)
+    results = pool.imap(poolwork.square, stuck)
+    assert next(results) == 0
+    assert stuck.waits.wait(PATIENCE)
+    match how:
+        case "close":
+            results.close()
+        case "with":
+            with results:
+                pass
+        case "aclose":
+
+            async def close() -> None:
+                async with contextlib.aclosing(results):
+                    pass
+                async with results:
+                    pass
+
+            asyncio.run(close())
+        case _:
+            del results
+            gc.collect()
+    pool.close()
+    assert pool.join(PATIENCE)
 
 
 def test_terminate_stops_an_endless_imap_of_a_closed_pool() -> None:

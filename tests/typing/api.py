@@ -7,9 +7,10 @@ ignores nothing, so what is wrong has to be wrong for both of them.
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -414,6 +415,22 @@ def applying(pool: mpkit.TaskPool) -> None:
     pool.apply_async(hello, callback=take_int)  # type: ignore[misc]
 
 
+class OwnBar:
+    def update(self, n: float = 1) -> bool:
+        return n > 0
+
+    def close(self) -> None:
+        """It has nothing to put away."""
+
+
+async def words() -> AsyncIterator[str]:
+    yield "x"
+
+
+async def numbers() -> AsyncIterator[int]:
+    yield 1
+
+
 def mapping(pool: mpkit.TaskPool) -> None:
     pairs = [(2, 1.5), (3, 2.5)]
     assert_type(pool.map(len, ["x"], 10, progress=True), list[int])
@@ -428,6 +445,12 @@ def mapping(pool: mpkit.TaskPool) -> None:
     assert_type(pool.imap_unordered(len, ["x"]), mpkit.Results[int])
     for number in results:
         assert_type(number, int)
+    with pool.aimap(len, words()) as lengths:
+        assert_type(lengths, mpkit.Results[int])
+    assert_type(pool.aimap_unordered(len, ["x"], progress=OwnBar()), mpkit.Results[int])
+    pool.aimap(shout, numbers())  # type: ignore[arg-type]
+    pool.imap(len, words())  # type: ignore[arg-type]
+    pool.map(len, ["x"], progress=io.StringIO())  # type: ignore[arg-type]
     pool.map(shout, [1])  # type: ignore[arg-type]
     pool.imap(shout, [1])  # type: ignore[arg-type]
     pool.map(len, ["x"], progress=3)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sized
+from collections.abc import AsyncIterable, Sized
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from mpkit import _outcome
@@ -273,8 +273,8 @@ class Calls:
     ) -> Results[R]:
         """Return an iterator over ``func(item)`` for each item, in order, as they come.
 
-        The input is pulled lazily, never further ahead than 32 chunks for each worker:
-        it may be slow, or endless. See `Results`.
+        The input is pulled lazily, no further ahead than some chunks for each worker: it
+        may be slow, or endless. See `Results`.
         """
         return self._imap(func, iterable, chunksize, progress, ordered=True)
 
@@ -288,6 +288,43 @@ class Calls:
     ) -> Results[R]:
         """As `imap`, with each result as soon as it is there, in no particular order."""
         return self._imap(func, iterable, chunksize, progress, ordered=False)
+
+    def aimap(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T] | AsyncIterable[T],
+        chunksize: int = 1,
+        *,
+        progress: Progress = None,
+    ) -> Results[R]:
+        """As `imap`, to be called and consumed (``async for``) in asyncio.
+
+        An asynchronous ``iterable`` is pulled in the running loop, just as lazily.
+
+        Raises:
+            RuntimeError: ``iterable`` is asynchronous, and no loop runs.
+
+        Example:
+            >>> import asyncio, mpkit
+            >>> async def main() -> list[int]:
+            ...     async with mpkit.TaskPool(2) as pool:
+            ...         return [n async for n in pool.aimap(abs, [-1, -2])]
+            >>> asyncio.run(main())
+            [1, 2]
+
+        """
+        return self.imap(func, _pulled(iterable), chunksize, progress=progress)
+
+    def aimap_unordered(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T] | AsyncIterable[T],
+        chunksize: int = 1,
+        *,
+        progress: Progress = None,
+    ) -> Results[R]:
+        """As `aimap`, with each result as soon as it is there, in no particular order."""
+        return self.imap_unordered(func, _pulled(iterable), chunksize, progress=progress)
 
     # beneath both
 
@@ -385,6 +422,14 @@ class Calls:
         meter = progress_.meter(progress, total)
         feeds, later = self._backend.feeds, self._backend.later
         return Results(submit, feeds, iterable, chunksize, later, bound, meter, ordered=ordered)
+
+
+def _pulled(iterable: Iterable[T] | AsyncIterable[T]) -> Iterable[T]:
+    if not isinstance(iterable, AsyncIterable):
+        return iterable
+    from mpkit._pool import async_input  # noqa: PLC0415  asyncio is slow to import
+
+    return async_input.pulled(iterable)
 
 
 def _function(fn: Any) -> Any:

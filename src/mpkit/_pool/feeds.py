@@ -27,7 +27,8 @@ class Feeds:
     """What a backend takes calls from, until it ends. Any thread may use it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: what is garbage may leave at any time.
+        self._lock = threading.RLock()
         self._feeds: set[Feed] = set()
         self._over: Callable[[], None] | None = None
 
@@ -40,11 +41,12 @@ class Feeds:
             self._feeds.add(feed)
 
     def leave(self, feed: Feed) -> None:
-        """An input has ended."""
+        """An input has ended. Again is fine."""
         with self._lock:
+            last = self._feeds == {feed}
             self._feeds.discard(feed)
-            over = None if self._feeds else self._over
-        if over is not None:
+            over = self._over
+        if last and over is not None:
             over()
 
     def close(self, over: Callable[[], None]) -> None:

@@ -152,6 +152,8 @@ class Gather(Generic[R]):
         if error is None:
             values, seconds = task.result()
             self._meter.advance(len(values))
+        elif not task.cancelled():
+            self._meter.advance(part.stop - part.start)  # they are done with
         with self._lock:
             if part not in self._running:
                 return

@@ -1,20 +1,33 @@
-"""Progress of a map: a bar by tqdm or rich, or whatever a callable makes of it."""
+"""Progress of a map: a bar by tqdm, or whatever a callable makes of it."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from mpkit._pool.task import is_ctrl_c, report_callback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    #: False or None: nothing. True or a text: a bar, with that text before it. A
-    #: callable is called with how many items are done, and of how many (None: unknown).
-    Progress = bool | str | Callable[[int, int | None], object] | None
+
+class Bar(Protocol):
+    """What a tqdm does."""
+
+    def update(self, n: int, /) -> object:
+        """So many more items are done."""
+
+    def close(self) -> object:
+        """No more will be."""
+
+
+if TYPE_CHECKING:
+    #: False or None: nothing. True or a text: a bar, with that text before it, where the output
+    #: is a terminal or a notebook. A bar of one's own, such as ``tqdm(total=9, disable=False)``,
+    #: is updated, and closed. A callable is called with how many items are done, and of how many
+    #: (None: unknown).
+    Progress = bool | str | Bar | Callable[[int, int | None], object] | None
 
 
 class Meter(Protocol):
@@ -49,32 +62,15 @@ class _Calling:
         """The function has heard it all."""
 
 
-class _Tqdm:
-    def __init__(self, text: str, total: int | None) -> None:
-        from tqdm.auto import tqdm  # noqa: PLC0415  optional
-
-        # disable=None: no bar where the output is not a terminal.
-        self._bar = tqdm(total=total, desc=text or None, disable=None)
+class _Showing:
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
 
     def advance(self, items: int) -> None:
         self._bar.update(items)
 
     def close(self) -> None:
         self._bar.close()
-
-
-class _Rich:
-    def __init__(self, text: str, total: int | None) -> None:
-        # Optional, and not in the checkers' environment.
-        self._bar: Any = importlib.import_module("rich.progress").Progress()
-        self._item = self._bar.add_task(text, total=total)
-        self._bar.start()
-
-    def advance(self, items: int) -> None:
-        self._bar.advance(self._item, items)
-
-    def close(self) -> None:
-        self._bar.stop()
 
 
 class _Guarded:
@@ -108,22 +104,30 @@ class _Guarded:
 def meter(progress: Progress, total: int | None) -> Meter:
     """Return what shows ``progress`` of ``total`` items.
 
-    Raises ImportError if a bar was asked for and neither tqdm nor rich is installed.
+    Raises ImportError if a bar was asked for and tqdm is not installed.
     """
     if progress is None or progress is False:
         return _Silent()
     return _Guarded(_shown(progress, total))
 
 
-def _shown(progress: bool | str | Callable[[int, int | None], object], total: int | None) -> Meter:
+def _shown(
+    progress: bool | str | Bar | Callable[[int, int | None], object], total: int | None
+) -> Meter:
+    if isinstance(progress, (bool, str)):
+        return _Showing(_bar(progress if isinstance(progress, str) else "", total))
+    if callable(getattr(progress, "update", None)) and callable(getattr(progress, "close", None)):
+        return _Showing(cast("Bar", progress))
     if callable(progress):
         return _Calling(progress, total)
-    if not isinstance(progress, (bool, str)):
-        raise TypeError(f"progress is a bool, a text or a function, not {progress!r}")
-    text = progress if isinstance(progress, str) else ""
-    for kind in (_Tqdm, _Rich):
-        try:
-            return kind(text, total)
-        except ImportError:
-            continue
-    raise ImportError("progress needs tqdm or rich: pip install 'mpkit[progress]'")
+    raise TypeError(f"progress is a bool, a text, a bar or a function, not {progress!r}")
+
+
+def _bar(text: str, total: int | None) -> Bar:
+    try:
+        from tqdm.auto import tqdm  # noqa: PLC0415  optional
+    except ImportError:
+        raise ImportError("a bar needs tqdm: pip install 'mpkit[progress]'") from None
+    # disable=None: none where the output is neither a terminal nor a notebook.
+    bar: Bar = tqdm(total=total, desc=text or None, disable=None)
+    return bar
