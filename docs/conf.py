@@ -39,7 +39,7 @@ nitpick_ignore_regex = [
     (r"py:.*", rf"({STDLIB}|typing_extensions)(\..+)?"),
     (r"py:.*", "|".join(name for name in dir(builtins) if name.isalnum())),
     (r"py:.*", r"[PRST]\.(args|kwargs)|CancelledError"),
-    (r"py:class", "Control|Feeds"),  # private, and in annotations of who uses them only
+    (r"py:class", "Control|Feeds|Submit"),  # private, and in annotations of who uses them only
 ]
 
 autodoc_member_order = "bysource"

@@ -6,6 +6,8 @@ In README.md and docs/, every block marked ``python`` is a whole program. A bloc
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -38,6 +40,17 @@ class Block:
     place: str
     code: str
     prints: str | None
+
+    def missing(self) -> list[str]:
+        """Return which packages it imports that are not installed here."""
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(self.code)):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module or "")
+        packages = sorted({name.partition(".")[0] for name in names})
+        return [package for package in packages if importlib.util.find_spec(package) is None]
 
 
 def blocks(document: str) -> list[Block]:

@@ -19,6 +19,8 @@ BLOCKS = [block for page in sorted(PAGES) for block in blocks(page)]
 def test_a_program_in_the_documentation_runs(
     block: Block, tmp_path: Path, start_method: str
 ) -> None:
+    if missing := block.missing():
+        pytest.skip(f"it needs {missing}")
     check(block, tmp_path, start_method)
 
 

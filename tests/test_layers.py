@@ -117,6 +117,7 @@ LAYERS = [
     "_selftest",
     "",
     "_doctor",
+    "joblib",
     "__main__",
 ]
 

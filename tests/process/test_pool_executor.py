@@ -155,10 +155,11 @@ def test_input_that_raises_cancels_what_was_submitted(buffersize: int | None) ->
         raise LookupError("mine")
 
     with mpkit.TaskPool(1) as pool:
-        executor = pool.options(name="broken").executor
+        executor = pool.options(timeout=PATIENCE, name="broken").executor
         if buffersize is None:
             with pytest.raises(LookupError, match="mine"):
                 executor.map(poolwork.wait_for, signals())
+            assert len(executor._pending) <= 1  # what has begun
         else:
             results = executor.map(poolwork.wait_for, signals(), buffersize=buffersize)
             assert len(executor._pending) == 3

@@ -42,7 +42,7 @@ class PoolExecutor(Executor):
     """A `concurrent.futures.Executor` over a pool. `TaskPool.executor` returns one.
 
     What it submits are `Task` objects, with the options of that view of the pool. They may be
-    mixed with the futures of others in `concurrent.futures.wait` and `as_completed`.
+    mixed with the futures of others in `concurrent.futures.wait` and `concurrent.futures.as_completed`.
 
     It keeps its pool alive, and can be shut down by itself: see `shutdown`.
     """
