@@ -27,6 +27,7 @@ except ImportError as _error:
     raise ImportError("mpkit.joblib needs joblib: pip install 'mpkit[joblib]'") from _error
 
 from mpkit._outcome import describe
+from mpkit._pool import carriage
 from mpkit._pool.calls import Calls
 from mpkit._pool.options import Options
 from mpkit._pool.pool import TaskPool
@@ -69,8 +70,8 @@ class MpkitBackend(_Backend):
 
     A worker that dies fails ``Parallel`` with `mpkit.WorkerDied`. When it fails, by whatever it is,
     its calls that run are ended by killing their workers; others in the same pool go on.
-    joblib sends short calls in batches, and options are for a batch. With a ``timeout``, a
-    batch is one call.
+    joblib sends short calls in batches, and options are for a batch. But with a ``timeout``, a
+    batch is one call; and with a ``seed``, each call has random numbers of its own.
 
     Args:
         pool: an open pool, or a view of one, which is used instead. ``n_jobs`` is at most its
@@ -111,6 +112,9 @@ class MpkitBackend(_Backend):
         #: What takes the calls, and the pool behind it if that is ours to close.
         self._calls: Calls | None = pool.options(**options) if pool is not None else None
         self._own: TaskPool | None = None
+        #: What goes with each call, and not with a batch of them: those are as time has it.
+        calls = self._calls
+        self._carriage = carriage.of(self._options, None) if calls is None else calls._carriage
         #: The `joblib.Parallel` whose backend this is: see `configure`. (joblib's name for it.)
         self.parallel: Any = None
         self._running: set[Future[Any]] = set()
@@ -153,12 +157,15 @@ class MpkitBackend(_Backend):
             # these there may be several at a time, and joblib does not say which of them ends.
             for name in _OF_ITS_FILES:
                 others.pop(name, None)
+            asked = set(others)
             mine = MpkitBackend(
                 others.pop("pool", self._pool),
                 nesting_level=self.nesting_level,
                 **cast("OptionNames", {**self._given, **others}),
             )
             mine.parallel = parallel
+            if not {"pool", "seed"} & asked:
+                mine._carriage = self._carriage  # which counts the calls of all of them
             raise FallbackToBackend(mine)
         if mmap_mode in ("r+", "w+"):
             raise ValueError(
@@ -183,8 +190,11 @@ class MpkitBackend(_Backend):
         assert self._calls is not None
         future: Future[Any]
         try:
-            first = func.items[0][0]
-            future = self._calls._submit(func, (), {}, name=describe(first))
+            name = describe(func.items[0][0])
+            if self._carriage is not None:
+                once = self._carriage.once
+                func.items = [(once(fn), args, kwargs) for fn, args, kwargs in func.items]
+            future = self._calls._submit(func, (), {}, name=name)
         except Exception as error:  # noqa: BLE001  for who waits: most calls are from a callback
             future = Future()
             future.set_exception(error)

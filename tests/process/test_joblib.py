@@ -122,6 +122,26 @@ def test_large_arrays_arrive() -> None:
     assert all((left == -right).all() for left, right in zip(doubled, arrays))
 
 
+@pytest.mark.usefixtures("start_method")
+def test_random_numbers_are_those_of_a_call_whatever_the_batches_and_workers() -> None:
+    with joblib.parallel_config("mpkit", n_jobs=2, seed=7):
+        first, second = (joblib.Parallel()(calls(draw, range(40))) for _ in range(2))
+    assert len({*first, *second}) == 80
+    with mpkit.TaskPool(3) as pool, joblib.parallel_config("mpkit", pool=pool, seed=7):
+        assert joblib.Parallel(batch_size=9)(calls(draw, range(40))) == first
+        assert joblib.Parallel(batch_size=1)(calls(draw, range(40))) == second
+    with mpkit.TaskPool(2, seed=7) as pool:
+        parallel = joblib.Parallel(2, backend="mpkit", pool=pool, batch_size=7)
+        assert parallel(calls(draw, range(40))) == first
+        assert parallel(calls(draw, range(40))) == second
+        parallel = joblib.Parallel(2, backend="mpkit", pool=pool, seed=7)
+        assert parallel(calls(draw, range(40))) == first
+
+
+def draw(_: int) -> float:
+    return float(mpkit.rng().random())
+
+
 # which pool, and how many
 
 
