@@ -232,13 +232,13 @@ def with_a_worker(program: str, **env: str) -> str:
 
 A_WORKER = """
 import multiprocessing, signal, threading, time
-from mpkit._pool import crew, inbox, journal, packing, wire
+from mpkit._pool import crew, inbox, journal, packing, setup, wire
 from mpkit._process import Call
 from tests.support import until
 
 data, _ = packing.pack(Call(time.sleep, (60,), {}), None)
 journals = journal.Journals(1, forks=True)
-worker = crew.Worker(multiprocessing.get_context("fork"), journals, None, report_memory=False)
+worker = crew.Worker(multiprocessing.get_context("fork"), journals, setup.Setup())
 
 def send(*tasks):
     assert worker.inbox.send([wire.Load(task, data) for task in tasks], [])

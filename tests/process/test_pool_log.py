@@ -366,7 +366,13 @@ def test_a_task_that_closes_all_descriptors_harms_itself_only(kept: Kept) -> Non
 def shown(action: Any = "default") -> Iterator[list[warnings.WarningMessage]]:
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter(action)
+        ignore_forks()
         yield found
+
+
+def ignore_forks() -> None:
+    """From Python 3.12 on a fork may warn of threads, and here there is that of a pool."""
+    warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
 
 
 def texts_of(found: list[warnings.WarningMessage]) -> list[str]:
@@ -419,6 +425,7 @@ def test_warnings_become_records_if_that_is_what_the_parent_does_with_them() -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
+            ignore_forks()
             logging.captureWarnings(True)
             with mpkit.TaskPool(1, log=True) as pool:
                 pool.apply(warn, ("careful", UserWarning))
