@@ -96,9 +96,10 @@ def say_in_a_child(text: str) -> None:
     child.join()
 
 
-def say_as_a_module_that_came_with_handlers() -> None:
-    say("before")
-    logging.getLogger("tests.other").warning("other")
+def say_in_a_pool(text: str) -> str:
+    with mpkit.TaskPool(1, log=True) as pool:
+        task = pool.submit(say, text)
+    return task.name
 
 
 def warn(text: str, category: type[Warning]) -> None:
@@ -161,9 +162,10 @@ def test_workers_are_as_quiet_as_their_parent() -> None:
         pool.starmap(say, [("no", logging.INFO), ("too", logging.WARNING)])
     with attached(handler, logging.DEBUG), mpkit.TaskPool(1, log=True) as pool:
         pool.apply(say, ("now", logging.DEBUG))
+        until(lambda: "now" in handler.texts)
         log.setLevel(logging.ERROR)  # which the worker does not hear of
         pool.apply(say, ("no", logging.WARNING))
-    assert handler.texts == ["yes", "too", "now"] or handler.texts == ["yes", "too"]
+    assert handler.texts == ["yes", "too", "now"]
 
 
 def test_filters_of_the_parent_see_each_record_once(context: BaseContext, kept: Kept) -> None:
@@ -243,6 +245,26 @@ def test_who_is_forked_by_a_task_can_log(kept: Kept) -> None:
     with mpkit.TaskPool(1, log=True) as pool:
         pool.apply(say_in_a_child, ("x",))
     assert kept.texts == ["x" * 3000]
+
+
+@pytest.mark.usefixtures("start_method")
+def test_records_of_a_pool_in_a_worker_come_all_the_way(kept: Kept) -> None:
+    with mpkit.TaskPool(1, log=True) as pool:
+        name = pool.apply(say_in_a_pool, ("from within",))
+    (record,) = kept.records
+    assert (record.getMessage(), vars(record)["task"]) == ("from within", name)
+
+
+@pytest.mark.usefixtures("start_method")
+def test_who_asked_knows_which_task_logged(kept: Kept) -> None:
+    """The supervisor hears of some tasks of `apply` only when it hears what they log."""
+    with mpkit.TaskPool(1, log=True) as pool:
+        asked = pool.options(name="asked", label="page 3")
+        for number in range(100):
+            asked.apply(say, (str(number),))
+    assert kept.texts == [str(number) for number in range(100)]
+    assert {vars(record)["label"] for record in kept.records} == {"page 3"}
+    assert all("(asked, page 3)" in vars(record)["task"] for record in kept.records)
 
 
 # handlers
