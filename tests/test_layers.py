@@ -77,6 +77,7 @@ LAYERS = [
     "_pool.capture",
     "_pool.aside",
     "_pool.worker",
+    "_pool.context",
     "_pool.options",
     "_pool.seeds",
     "_pool.carriage",

@@ -32,9 +32,9 @@ a few processes, and `wait` waits for any of them.
 #   _child       a process of ours         _process    start and Job
 #   _pool/       TaskPool: actions and schedule (pure), wire, slices, chunks, packing, journal,
 #                shared, setup, what workers say beside results (lent, logs, capture, aside),
-#                worker, options, seeds, carriage, settings, task, asked, who hears that (listener,
-#                audience), stats, sketch, picture, trace, timeline, report, recorder, feeds,
-#                lookahead, window, results, inbox, crew, roster, shortcut, warden, mailbox,
+#                worker, context, options, seeds, carriage, settings, task, asked, who hears that
+#                (listener, audience), stats, sketch, picture, trace, timeline, report, recorder,
+#                feeds, lookahead, window, results, inbox, crew, roster, shortcut, warden, mailbox,
 #                supervisor, engine, gather, executor, and the facade
 #   _selftest    tries all of that         _doctor     for `python -m mpkit doctor`
 #   joblib       a backend of joblib, for who imports it

@@ -78,7 +78,10 @@ def test_a_start_method_changes_nothing(start_method: str) -> None:
         with mpkit.TaskPool(0, seed=3) as here:
             here.map(draw, range(10))
             expected = [here.submit(draw, 1).result() for _ in range(3)]
-        assert [task.result() for task in [pool.submit(draw, 1) for _ in range(3)]] == expected
+            mapped = here.map(draw, range(5))
+        tasks = [pool.submit(draw, 1), pool.executor.submit(draw, 1), pool.submit(draw, 1)]
+        assert [task.result() for task in tasks] == expected
+        assert list(pool.executor.map(draw, range(5), chunksize=2)) == mapped
 
 
 @pytest.mark.parametrize("chunksize", [None, 4])

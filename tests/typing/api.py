@@ -10,8 +10,10 @@ from __future__ import annotations
 import io
 import multiprocessing
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, assert_type
@@ -268,6 +270,18 @@ async def jobs_async(job: mpkit.Job[str]) -> None:
 # TaskPool: making one
 
 
+USER: ContextVar[str] = ContextVar("USER")
+
+
+class Tracing:
+    def capture(self) -> dict[str, str]:
+        return {}
+
+    @contextmanager
+    def attach(self, captured: dict[str, str], /) -> Generator[None, None, None]:
+        yield
+
+
 def pools(path: Path) -> None:
     with mpkit.TaskPool() as pool:
         assert_type(pool, mpkit.TaskPool)
@@ -297,6 +311,10 @@ def pools(path: Path) -> None:
     pool.executor.map(area, 2)  # type: ignore[arg-type]
     pool.executor.map(area, [2], buffersize="4")  # type: ignore[arg-type]
     pool.executor.shutdown(True, True)  # type: ignore[call-arg]
+    mpkit.TaskPool(propagate=USER)
+    pool.options(propagate=[USER, Tracing()])
+    pool.options(propagate=5)  # type: ignore[arg-type]
+    pool.options(propagate=Tracing)  # type: ignore[arg-type]
     mpkit.TaskPool(seed=42)
     mpkit.rng("x")  # type: ignore[call-arg]
     mpkit.TaskPool(seed="42")  # type: ignore[arg-type]

@@ -83,6 +83,11 @@ class Calls:
                 imported. They are the same whatever the number of workers, the chunks, the
                 order and the retries; only the calls have to be made in the same order,
                 counted since this was given.
+            propagate: context that goes with each call: a context variable (which is at the
+                top level of a module), an object with ``capture()``, which is called here
+                and returns what travels, and ``attach(captured)``, which returns a context
+                manager that is entered around the call (or each item) in the worker; or
+                several of them. The object is pickled, too.
 
         Raises:
             TypeError: there is no such option, or it is of the wrong type.
@@ -115,7 +120,9 @@ class Calls:
             PoolClosed: the pool takes no more tasks.
 
         """
-        return self._submit(self._laden(fn), args, kwargs)
+        if self._carriage is not None:
+            fn = self._carriage.once(_function(fn))
+        return self._submit(fn, args, kwargs)
 
     # in the accent of multiprocessing
 
@@ -135,7 +142,9 @@ class Calls:
         """Have a worker call ``func(*args, **kwds)``; block until it has, and return its result."""
         # One that fails may be tried again by the supervisor, which then has to see its end.
         kind = Task if self._options.retries else Asked
-        return _result(self._submit(self._laden(func), args, kwds, kind=kind))
+        if self._carriage is not None:
+            func = self._carriage.once(_function(func))
+        return _result(self._submit(func, args, kwds, kind=kind))
 
     @overload
     def apply_async(
@@ -197,7 +206,9 @@ class Calls:
             PoolClosed: the pool takes no more tasks.
 
         """
-        return self._submit(self._laden(func), args, kwds, callback, error_callback)
+        if self._carriage is not None:
+            func = self._carriage.once(_function(func))
+        return self._submit(func, args, kwds, callback, error_callback)
 
     def map(
         self,
@@ -327,10 +338,6 @@ class Calls:
         return self.imap_unordered(func, _pulled(iterable), chunksize, progress=progress)
 
     # beneath both
-
-    def _laden(self, fn: Callable[..., R]) -> Callable[..., R]:
-        """Return a function with what goes along."""
-        return fn if self._carriage is None else self._carriage.once(_function(fn))
 
     def _submit(
         self,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from mpkit._pool.context import Carried
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -16,11 +18,14 @@ class Carriage:
 
     def __init__(self, options: Options, calls: itertools.count[int] | None = None) -> None:
         self._seed = options.seed
+        self._propagate = options.propagate
         #: Numbers of calls.
         self.calls: itertools.count[int] = itertools.count() if calls is None else calls
 
     def once(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return what to call in place of a function."""
+        if self._propagate:
+            fn = Carried(fn, self._propagate)
         if self._seed is not None:
             from mpkit._pool.seeds import SeededCall  # noqa: PLC0415  few need it
 
@@ -31,6 +36,8 @@ class Carriage:
         self, fn: Callable[..., Any], items: Iterable[Any], *, star: bool
     ) -> tuple[Callable[..., Any], Iterable[Any], bool]:
         """Return what to call in place of a function, with which items, and if they are arguments."""
+        if self._propagate:
+            fn = Carried(fn, self._propagate)
         if self._seed is not None:
             from mpkit._pool.seeds import SeededItems  # noqa: PLC0415  few need it
 
@@ -41,4 +48,5 @@ class Carriage:
 
 def of(options: Options, calls: itertools.count[int] | None) -> Carriage | None:
     """Return what these options need; None if that is nothing."""
-    return None if options.seed is None else Carriage(options, calls)
+    needed = options.seed is not None or options.propagate
+    return Carriage(options, calls) if needed else None

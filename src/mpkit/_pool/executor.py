@@ -197,8 +197,9 @@ class WholeExecutor(PoolExecutor):
         backend: Backend,
         close: Callable[[], None],
         join: Callable[[], object],
+        carriage: Carriage | None = None,
     ) -> None:
-        super().__init__(submit, backend)
+        super().__init__(submit, backend, carriage)
         self._close = close
         self._join = join
 

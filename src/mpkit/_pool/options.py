@@ -8,11 +8,16 @@ import os
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 
 from mpkit import _wait
+from mpkit._pool.context import propagators
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextvars import ContextVar
     from typing import Any, Self, SupportsIndex
 
     from typing_extensions import Unpack
+
+    from mpkit._pool.context import Propagator
 
 
 class OptionNames(TypedDict, total=False):
@@ -26,6 +31,7 @@ class OptionNames(TypedDict, total=False):
     name: str | None
     label: str | None
     seed: int | None
+    propagate: ContextVar[Any] | Propagator | Sequence[ContextVar[Any] | Propagator]
 
 
 class _Fields(NamedTuple):
@@ -39,6 +45,7 @@ class _Fields(NamedTuple):
     name: str | None = None
     label: str | None = None
     seed: int | None = None
+    propagate: tuple[Propagator, ...] = ()
 
 
 class Options(_Fields):
@@ -70,7 +77,8 @@ class Options(_Fields):
         unknown = names.keys() - set(cls._fields)
         if unknown:
             raise TypeError(f"there is no option {min(unknown)!r}")
-        return super().__new__(cls, **_checked(_Fields(**names))._asdict())
+        asked: dict[str, Any] = {**names}
+        return super().__new__(cls, **_checked(_Fields(**asked))._asdict())
 
     def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
         return (), self._asdict()
@@ -107,6 +115,7 @@ def _checked(asked: _Fields) -> _Fields:
     seed = None if asked.seed is None else whole_number("seed", asked.seed, 0)
     return asked._replace(
         seed=seed,
+        propagate=propagators(asked.propagate),
         retries=retries,
         retry_on=_exception_classes(asked.retry_on),
         priority=whole_number("priority", asked.priority),

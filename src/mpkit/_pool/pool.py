@@ -154,7 +154,7 @@ class TaskPool(Calls):
             [32, 9]
 
         """
-        return WholeExecutor(self._submit, self._backend, self.close, self.join)
+        return WholeExecutor(self._submit, self._backend, self.close, self.join, self._carriage)
 
     def stats(self) -> Stats:
         """Return what the pool did until now: counts, what each worker did, how long functions took."""
