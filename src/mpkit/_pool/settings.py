@@ -101,14 +101,9 @@ def settled(
     if hard_limit is not None and not memory.HAS_PROC:
         raise ValueError("memory_hard_limit needs /proc, which this system does not have")
     threads_per_worker = _count("threads_per_worker", settings.pop("threads_per_worker", None), 0)
-    if initializer is not None and not callable(initializer):
-        raise TypeError(f"initializer is a function, not {initializer!r}")
-    init = Call(initializer, tuple(initargs), {}) if initializer is not None else None
-    finalizer = settings.pop("finalizer", None)
-    if finalizer is not None and not callable(finalizer):
-        raise TypeError(f"finalizer is a function, not {finalizer!r}")
+    init = _call("initializer", initializer, initargs)
+    final = _call("finalizer", settings.pop("finalizer", None), ())
     shared = settings.pop("shared", None)
-    final = Call(finalizer, (), {}) if finalizer is not None else None
     if options is not None and not isinstance(options, Options):
         raise TypeError(f"options are mpkit.Options(...), not {options!r}")
     log, capture = _level(settings.pop("log", None)), settings.pop("capture", False)
@@ -119,24 +114,24 @@ def settled(
     count = default_workers() if workers is None and on is None else workers or 0
     made_in = _context(context)
     found = Settings(
-        asked,
-        on,
-        count,
-        made_in,
-        Setup(
+        options=asked,
+        on=on,
+        workers=count,
+        context=made_in,
+        setup=Setup(
             init,
             final,
             report_memory=memory_limit is not None or hard_limit is not None,
             threads=threads.of_workers(count, threads_per_worker, made_in) if count else None,
         ),
-        tasks_per_worker,
-        memory_limit,
-        hard_limit,
-        log,
-        capture,
-        {
-            "initializer": initializer,
-            "finalizer": finalizer,
+        tasks_per_worker=tasks_per_worker,
+        memory_limit=memory_limit,
+        memory_hard_limit=hard_limit,
+        log=log,
+        capture=capture,
+        given={
+            "initializer": init,
+            "finalizer": final,
             "shared": shared,
             "workers": workers,
             "tasks_per_worker": tasks_per_worker,
@@ -150,12 +145,22 @@ def settled(
     )
     found.check()
     if shared is not None:  # last, as this takes memory
-        if found.has_workers:
-            reader = _reader.child(found.context.get_start_method())
-            found.setup.shared = shared_.pack(shared, reader)
-        else:
-            found.setup.shared = shared_.Here(shared)
+        found.setup.shared = _shared(shared, found)
     return found
+
+
+def _call(name: str, fn: Callable[..., object] | None, args: Iterable[Any]) -> Call | None:
+    if fn is None:
+        return None
+    if not callable(fn):
+        raise TypeError(f"{name} is a function, not {fn!r}")
+    return Call(fn, tuple(args), {})
+
+
+def _shared(thing: object, settings: Settings) -> shared_.Shared:
+    if not settings.has_workers:
+        return shared_.Here(thing)
+    return shared_.pack(thing, _reader.child(settings.context.get_start_method()))
 
 
 def _level(log: bool | int | str | None) -> int | None:
