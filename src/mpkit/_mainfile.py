@@ -84,8 +84,7 @@ def _says_that_it_is_run(test: ast.expr) -> bool | None:
                 comparators=[ast.Name(id="__name__")],
             )
         ):
-            return (
-                isinstance(operator, ast.Eq) if isinstance(operator, (ast.Eq, ast.NotEq)) else None
-            )
+            equal = isinstance(operator, ast.Eq)
+            return equal if equal or isinstance(operator, ast.NotEq) else None
         case _:
             return None

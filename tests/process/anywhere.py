@@ -238,9 +238,7 @@ def run(
     program: str, how: str, folder: Path, method: str, *, cloudpickle: bool
 ) -> subprocess.CompletedProcess[str]:
     """Run a program, which came to be ``how`` says, to its end."""
-    return _WAYS[how](
-        program.replace("# cell", ""), folder, environment(folder, method, cloudpickle=cloudpickle)
-    )
+    return _WAYS[how](program, folder, environment(folder, method, cloudpickle=cloudpickle))
 
 
 def environment(folder: Path, method: str, *, cloudpickle: bool) -> dict[str, str]:
@@ -259,9 +257,10 @@ def environment(folder: Path, method: str, *, cloudpickle: bool) -> dict[str, st
     }
 
 
-def _run(
+def ran(
     folder: Path, env: dict[str, str], *args: str, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments to its end."""
     return subprocess.run(
         [sys.executable, "-Wignore::DeprecationWarning", *args],
         input=stdin,
@@ -275,26 +274,42 @@ def _run(
 
 def _script(text: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     (folder / "program.py").write_text(text)
-    return _run(folder, env, "program.py")
+    return ran(folder, env, "program.py")
 
 
 def _module(text: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     (folder / "program.py").write_text(text)
-    return _run(folder, env, "-m", "program")
+    return ran(folder, env, "-m", "program")
 
 
 def _package(text: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     (folder / "package").mkdir()
     (folder / "package" / "__main__.py").write_text(text)
-    return _run(folder, env, "-m", "package")
+    return ran(folder, env, "-m", "package")
 
 
 def _command(text: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return _run(folder, env, "-c", text)
+    return ran(folder, env, "-c", text)
 
 
 def _stdin(text: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return _run(folder, env, "-", stdin=text)
+    return ran(folder, env, "-", stdin=text)
+
+
+_RUN_NOTEBOOK = """
+import sys
+import nbclient, nbformat
+book = nbformat.v4.new_notebook()
+book.cells = [nbformat.v4.new_code_cell(cell) for cell in sys.stdin.read().split("# cell\\n")]
+nbclient.NotebookClient(book, timeout=float(sys.argv[1]), kernel_name="python3").execute()
+for output in [output for cell in book.cells for output in cell.outputs]:
+    print(output.text, end="", file=getattr(sys, output.name))
+"""
+
+
+def _notebook(text: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    env |= {"IPYTHONDIR": str(folder), "JUPYTER_RUNTIME_DIR": str(folder)}
+    return ran(folder, env, "-c", _RUN_NOTEBOOK, str(2 * PATIENCE), stdin=text)
 
 
 _WAYS: dict[str, Callable[..., subprocess.CompletedProcess[str]]] = {
@@ -303,6 +318,7 @@ _WAYS: dict[str, Callable[..., subprocess.CompletedProcess[str]]] = {
     "-m package": _package,
     "-c": _command,
     "stdin": _stdin,
+    "notebook": _notebook,
 }
 WAYS = list(_WAYS)
 #: Those whose file new processes import.
