@@ -189,12 +189,16 @@ def test_a_task_that_is_tried_again_has_the_output_of_all_attempts(tmp_path: Pat
     assert task.output == "attempt 1\nattempt 2\nattempt 3\n"
 
 
+@pytest.mark.usefixtures("start_method")
 def test_a_task_that_closes_all_descriptors_harms_itself_only() -> None:
     with mpkit.TaskPool(1, capture=True, log=True) as pool:
-        assert pool.submit(poolwork.die, "no descriptors").exception(PATIENCE)
+        closed = pool.submit(write_and_die, "no descriptors")
+        error = closed.exception(PATIENCE)
+        assert isinstance(error, mpkit.WorkerDied)
+        assert error.exitcode == 0
         task = pool.submit(write, "hello")
         assert task.result(PATIENCE) == "hello"
-    assert task.output == "hello\n"
+    assert (closed.output, task.output) == ("last words", "hello\n")
 
 
 def test_a_program_without_standard_streams_can_have_them_captured(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ class Capture:
         flags = fcntl.fcntl(file.fd, fcntl.F_GETFL)
         # Whoever writes does so at the end, also when that has come nearer.
         fcntl.fcntl(file.fd, fcntl.F_SETFL, flags | os.O_APPEND)
-        self._before: dict[int, int | None] = {fd: _copy(fd) for fd in _STREAMS}
+        #: What they are between tasks, and by what that is told from all else.
+        self._before = {fd: (copy := _copy(fd), identity(copy)) for fd in _STREAMS}
         # Those that a fork handed down may write to something else (pytest's, a notebook's), and
         # keep in a buffer what a worker that is killed never writes.
         self._replaced = sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__
@@ -78,12 +79,12 @@ class Capture:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # the task's own, perhaps, or closed
                 stream.flush()
-        for fd, copy in self._before.items():
-            if copy is not None:
-                os.dup2(copy, fd)
-            else:
+        for fd, (copy, same) in self._before.items():
+            if copy < 0:
                 with contextlib.suppress(OSError):  # the task has closed it
                     os.close(fd)
+            elif identity(copy) == same:  # or the task has closed all, and soon we leave for that
+                os.dup2(copy, fd)
         return self._file.since() if identity(self._file.fd) == self._identity else b""
 
     def forget(self) -> None:
@@ -92,11 +93,12 @@ class Capture:
             os.ftruncate(self._file.fd, 0)
 
 
-def _copy(fd: int) -> int | None:
+def _copy(fd: int) -> int:
+    """Return a copy that no program has which a task starts; -1 if there is nothing to copy."""
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     except OSError:  # the program runs without it
-        return None
+        return -1
 
 
 def _stream(fd: int, errors: str) -> io.TextIOWrapper:
