@@ -163,6 +163,15 @@ def test_a_task_that_is_ended_from_outside_shows_what_it_wrote() -> None:
     assert stopped.output == "waiting\n"
 
 
+@pytest.mark.usefixtures("start_method")
+def test_the_error_of_an_item_shows_what_its_chunk_wrote() -> None:
+    with mpkit.TaskPool(1, capture=True) as pool:
+        results = pool.imap(write_and_die, ["exception"])
+        with pytest.raises(LookupError) as caught:
+            next(results)
+    assert "last words" in notes_of(caught.value)
+
+
 def test_of_much_output_the_end_is_kept() -> None:
     with mpkit.TaskPool(1, capture=True) as pool:
         task = pool.submit(write_much, 6)

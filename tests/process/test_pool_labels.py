@@ -58,6 +58,16 @@ def test_the_error_of_a_map_has_its_label_once() -> None:
     assert notes_of(error) == ["(the label of the task: all pages)"]
 
 
+def test_the_error_of_an_item_has_its_label() -> None:
+    with mpkit.TaskPool(1, label="all pages") as pool:
+        results = pool.imap(poolwork.picky, [1, -1, 2])
+        assert next(results) == 2
+        with pytest.raises(ValueError, match="-1") as caught:
+            next(results)
+        assert list(results) == [4]
+    assert notes_of(caught.value) == ["(the label of the task: all pages)"]
+
+
 @pytest.mark.parametrize("how", ["inline", "on"])
 def test_a_label_needs_no_workers_of_ones_own(how: str) -> None:
     executor = mpkit.TaskPool(1)

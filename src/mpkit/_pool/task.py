@@ -120,9 +120,8 @@ class Task(LightFuture[R]):
     def set_exception(self, exception: BaseException | None) -> None:
         """Not for users: the pool sets exceptions."""
         _, callback = self._callbacks
-        label = self.options.label
-        if label is not None and exception is not None and not isinstance(exception, _NAMING):
-            _add_note_once(exception, f"(the label of the task: {label})")
+        if exception is not None:
+            self.note_label(exception)
         if callback is not None:
             self._run_callback(callback, exception)
         self._pool = self._control = None
@@ -178,6 +177,12 @@ class Task(LightFuture[R]):
         """Not for users: have the error of the last attempt tell of those before it."""
         if self._failures:
             add_note(error, "\n".join([*self._failures, f"this was attempt {self.attempts}"]))
+
+    def note_label(self, error: BaseException) -> None:
+        """Not for users: have an error tell the label, unless its text does."""
+        label = self.options.label
+        if label is not None and not isinstance(error, _NAMING):
+            _add_note_once(error, f"(the label of the task: {label})")
 
     def note_output(self, error: BaseException) -> None:
         """Not for users: have an error show the end of what the task wrote."""

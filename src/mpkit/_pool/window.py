@@ -21,6 +21,20 @@ if TYPE_CHECKING:
     Chunk = tuple[Task[list[tuple[bool, Any]]], int]
 
 
+class _Noted:
+    """What an item raised whose task has something to add."""
+
+    def __init__(self, raised: Any, task: Task[Any]) -> None:
+        self._raised = raised
+        self._task = task
+
+    def error(self) -> BaseException:
+        error: BaseException = self._raised.error()
+        self._task.note_label(error)
+        self._task.note_output(error)
+        return error
+
+
 class _Raised:
     """What became of the items of a chunk that has no results."""
 
@@ -174,6 +188,8 @@ class Window:
                 results, error = outcome
                 if error is not None:
                     results = [(False, _Raised(error))] * size
+                elif task.written or task.options.label is not None:
+                    results = [it if it[0] else (False, _Noted(it[1], task)) for it in results]
                 if not task.cancelled():
                     sizes.append(size)
                 # Without a call in between: what a signal handler raises loses nothing.
