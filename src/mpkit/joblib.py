@@ -117,26 +117,39 @@ class MpkitBackend(_Backend):
         self._carriage = carriage.of(self._options, None) if calls is None else calls._carriage
         #: The `joblib.Parallel` whose backend this is: see `configure`. (joblib's name for it.)
         self.parallel: Any = None
+        #: How many batches may run at a time, if the pool has more workers.
+        self._most: int | None = None
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Any, Callable[[Any], object] | None]] = deque()
+        self._begun = 0
         self._running: set[Future[Any]] = set()
         #: For each thread that runs a callback now: those that it has to run next.
-        self._next: dict[int, deque[tuple[Callable[[Any], object], Future[Any]]]] = {}
+        self._next: dict[int, deque[tuple[Callable[[Any], object] | None, Future[Any]]]] = {}
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many calls run at a time if so many are asked for."""
+        """Return how many calls run at a time if so many are asked for, as joblib is to see it.
+
+        One job it runs itself, without any pool. But a pool and options are given to be used:
+        so if it is not one that was asked for, but one worker or core that there is, it is
+        told two, which take turns.
+        """
+        if n_jobs == 1:
+            return 1
+        if self._pool is None and multiprocessing.current_process().daemon:
+            warnings.warn("a daemonic process can have no workers: n_jobs=1", stacklevel=3)
+            return 1
+        jobs = self._jobs(n_jobs)
+        return jobs if self._pool is None and not self._given else max(2, jobs)
+
+    def _jobs(self, n_jobs: int | None) -> int:
         if n_jobs == 0:
             raise ValueError("n_jobs is 1 or more, or counts down from -1, all cores; not 0")
         if n_jobs is None:
             n_jobs = self.default_n_jobs
-        if self._pool is None:
-            most = joblib.cpu_count()
-            if n_jobs != 1 and multiprocessing.current_process().daemon:
-                warnings.warn("a daemonic process can have no workers: n_jobs=1", stacklevel=3)
-                return 1
-        else:
-            # One job is run by joblib, without any pool. But a pool is given to be used.
-            most = max(2, self._pool._backend.workers)
-            n_jobs = min(n_jobs, most)
-        return n_jobs if n_jobs > 0 else max(1, most + 1 + n_jobs)
+        most = joblib.cpu_count() if self._pool is None else self._pool._backend.workers
+        if n_jobs < 0:
+            return int(max(1, most + 1 + n_jobs))
+        return n_jobs if self._pool is None else min(n_jobs, most)
 
     def configure(
         self,
@@ -172,12 +185,15 @@ class MpkitBackend(_Backend):
                 f"mmap_mode={mmap_mode!r} cannot be honoured: mpkit gives workers copies of "
                 "arrays, and what they write there is not seen here"
             )
-        n_jobs = self.effective_n_jobs(n_jobs)
-        if n_jobs == 1:
+        told = self.effective_n_jobs(n_jobs)
+        if told == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        jobs = self._jobs(n_jobs)
         if self._pool is None:
-            self._calls = self._own = TaskPool(n_jobs, context=context, options=self._options)
-        return n_jobs
+            self._calls = self._own = TaskPool(jobs, context=context, options=self._options)
+        else:
+            self._most = jobs if jobs < self._pool._backend.workers else None
+        return told
 
     def compute_batch_size(self) -> int:
         """Return how many calls to send at a time: more if they are short, unless timed."""
@@ -185,27 +201,38 @@ class MpkitBackend(_Backend):
         timed = calls is not None and calls._options.timeout is not None
         return 1 if timed else super().compute_batch_size()
 
-    def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> Future[Any]:
+    def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> None:
         """Have a worker run a batch of calls, and ``callback`` called with its future."""
+        self._waiting.append((func, callback))
+        self._begin()
+
+    def _begin(self) -> None:
+        """Give the pool what waits, as much as may run at a time."""
+        while True:
+            with self._lock:
+                if not self._waiting or self._begun == self._most:
+                    return
+                func, callback = self._waiting.popleft()
+                self._begun += 1
+            future = self._give(func)
+            self._running.add(future)
+            future.add_done_callback(functools.partial(self._ended, callback))
+
+    def _give(self, func: Any) -> Future[Any]:
         assert self._calls is not None
-        future: Future[Any]
         try:
             name = describe(func.items[0][0])
             if self._carriage is not None:
                 once = self._carriage.once
                 func.items = [(once(fn), args, kwargs) for fn, args, kwargs in func.items]
-            future = self._calls._submit(func, (), {}, name=name)
+            return self._calls._submit(func, (), {}, name=name)
         except Exception as error:  # noqa: BLE001  for who waits: most calls are from a callback
-            future = Future()
-            future.set_exception(error)
-        self._running.add(future)
-        future.add_done_callback(self._running.discard)
-        if callback is not None:
-            future.add_done_callback(functools.partial(self._call_back, callback))
-        return future
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
 
-    def _call_back(self, callback: Callable[[Any], object], future: Future[Any]) -> None:
-        """Call ``callback``, which submits the next batch.
+    def _ended(self, callback: Callable[[Any], object] | None, future: Future[Any]) -> None:
+        """Submit what waits, and call ``callback``, which submits the next batch.
 
         That may have ended when this sees it, and in a pool without workers it always has. So
         its callback is not called from inside of this one, but when this has returned.
@@ -218,7 +245,12 @@ class MpkitBackend(_Backend):
         try:
             while line:
                 callback, future = line.popleft()
-                callback(future)
+                with self._lock:
+                    self._begun -= 1
+                self._running.discard(future)
+                self._begin()
+                if callback is not None:
+                    callback(future)
         finally:
             del self._next[thread]
 
@@ -228,6 +260,7 @@ class MpkitBackend(_Backend):
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """End all that this ``Parallel`` has submitted: it failed, and wants none of it."""
+        self._waiting.clear()
         if self._own is not None and not ensure_ready:
             self._own.terminate()
             return

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -176,7 +177,35 @@ def test_the_number_of_jobs_is_counted_as_by_joblib() -> None:
         assert joblib.effective_n_jobs(2) == 2
         assert joblib.effective_n_jobs(7) == 3
         assert joblib.effective_n_jobs(-2) == 2
-        assert joblib.effective_n_jobs(-9) == 1
+        assert joblib.effective_n_jobs(1) == 1
+        assert joblib.effective_n_jobs(-9) == 2  # which take turns: see below
+
+
+@pytest.mark.parametrize("n_jobs", [-3, 2])
+def test_no_more_jobs_run_at_a_time_than_were_asked_for(n_jobs: int) -> None:
+    most = mpkit.Semaphore(1 if n_jobs < 0 else n_jobs)
+    with mpkit.TaskPool(3) as pool, joblib.parallel_config("mpkit", pool=pool, n_jobs=n_jobs):
+        parallel = joblib.Parallel(batch_size=1, pre_dispatch="all")
+        assert all(parallel(calls(has_room, [most] * 60)))
+
+
+def has_room(most: mpkit.Semaphore) -> bool:
+    if not most.acquire(block=False):
+        return False
+    time.sleep(0.002)  # long enough for others to come, if they could
+    most.release()
+    return True
+
+
+def test_options_are_honoured_where_there_is_one_core_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
+    with joblib.parallel_config("mpkit", retries=1):
+        pids = set(joblib.Parallel()(calls(poolwork.pid_of_worker, range(9))))
+        assert len(pids - {os.getpid()}) == 1
+    with joblib.parallel_config("mpkit"):
+        assert joblib.effective_n_jobs() == 1
 
 
 def test_options_may_be_given_with_the_backend_or_by_a_view(tmp_path: Any) -> None:
