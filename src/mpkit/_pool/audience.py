@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 #: (Arbitrary, and four times what a pipe has anyway. A user's pipes may have 64 MiB together.)
 _ROOM = 2**18
 
-#: How often to read of one worker at most before others are looked at; and before its reports
-#: are: each time may be all that there is room for.
-ONCE = 1
+#: How often to read of one worker before its reports are looked at, at most. (Each time may be all
+#: that there is room for, and it may go on to write.)
 MOST = 64
 
 
@@ -115,37 +114,51 @@ class Audience:
                 fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _ROOM)
         return ear, Beside(lent, loudness, file)
 
-    def hear(self, ear: Ear, task_of: Callable[[int], Task[Any] | None], most: int) -> None:
-        """Pass on what a worker has said."""
-        for all_said in ear.said(most):
-            for said in all_said:
-                self._pass_on(ear, said, task_of)
-
-    def hear_of(
-        self, ear: Ear, tasks: Collection[int], task_of: Callable[[int], Task[Any] | None]
+    def attend(
+        self, task_of: Callable[[int], Task[Any] | None], unwatch: Callable[[int], None]
     ) -> None:
+        """Know how to find a task that is not settled, and how to watch a descriptor no more."""
+        self._task_of, self._unwatch = task_of, unwatch
+
+    def hear(self, ear: Ear) -> None:
+        """Pass on what a worker has said, or some of it, if that is much."""
+        for all_said in ear.said(1):
+            self._pass_on(ear, all_said)
+        self._leave_if_down(ear)
+
+    def hear_of(self, ear: Ear, tasks: Collection[int]) -> None:
         """Pass on all that a worker has said before it reported these tasks."""
         for all_said in ear.said(MOST):
-            for said in all_said:
-                self._pass_on(ear, said, task_of)
+            self._pass_on(ear, all_said)
             if any(said.task and said.task not in tasks for said in all_said):
-                return  # that was later, and so is all that follows
+                break  # that was later, and so is all that follows
+        self._leave_if_down(ear)
 
-    def last_words(self, ear: Ear, running: Task[Any] | None, number: int) -> None:
-        """A worker is dead: keep for the task that it ran what is in the file for that."""
-        if ear.file is not None and running is not None:
-            task, told = ear.told
-            running.wrote(ear.file.since(told if task == number else 0))
+    def last_words(self, ear: Ear, running: int | None) -> None:
+        """A worker is dead: pass on what it has said, and what the task has written that it ran."""
+        for all_said in ear.said(MOST):
+            self._pass_on(ear, all_said)
+        if ear.file is None or running is None:
+            return
+        task, (told_of, told) = self._task_of(running), ear.told
+        if task is not None:
+            task.wrote(ear.file.since(told if told_of == running else 0))
 
-    def _pass_on(self, ear: Ear, said: Said, task_of: Callable[[int], Task[Any] | None]) -> None:
-        task = task_of(said.task) if said.task else None
-        if said.kind == OUTPUT:
-            ear.told = said.task, len(said.data)
-            if task is not None:
-                task.wrote(said.data)
-        elif self._listener is not None:
-            label = "" if task is None else task.options.label or ""
-            self._listener.tell(said, "" if task is None else task.name, label)
+    def _leave_if_down(self, ear: Ear) -> None:
+        if ear.down and ear.fd >= 0:
+            self._unwatch(ear.fd)  # before it is another one's number
+            ear.close_pipe()
+
+    def _pass_on(self, ear: Ear, all_said: list[Said]) -> None:
+        for said in all_said:
+            task = self._task_of(said.task) if said.task else None
+            if said.kind == OUTPUT:
+                ear.told = said.task, len(said.data)
+                if task is not None:
+                    task.wrote(said.data)
+            elif self._listener is not None:
+                label = "" if task is None else task.options.label or ""
+                self._listener.tell(said, "" if task is None else task.name, label)
 
     def end(self) -> None:
         """All workers are gone."""

@@ -22,7 +22,7 @@ from mpkit._platform import descriptors
 from mpkit._pool import wire
 from mpkit._pool.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
 from mpkit._pool.asked import Asked
-from mpkit._pool.audience import MOST, ONCE, Audience
+from mpkit._pool.audience import Audience
 from mpkit._pool.crew import Worker
 from mpkit._pool.dispatch import Dispatch
 from mpkit._pool.ledger import Entry, Ledger
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from mpkit._parcel import Parcel
     from mpkit._pool.actions import Action
-    from mpkit._pool.audience import Ear
     from mpkit._pool.recorder import Recorder, Span
     from mpkit._pool.settings import Settings
     from mpkit._pool.shortcut import Handed
@@ -64,6 +63,8 @@ class Supervisor:
             self._audience = Audience(settings.log, capture=settings.capture, forks=forks)
         self._roster = Roster(settings.workers, settings.context, settings.setup, self._audience)
         self._crew = self._roster.workers
+        if self._audience is not None:
+            self._audience.attend(self._task, self._roster.unwatch)
         self._ledger = Ledger(recorder)
         self._dispatch = Dispatch(self._crew, self._ledger, self._schedule)
         self._warden = Warden(
@@ -371,9 +372,7 @@ class Supervisor:
 
     def _settle(self, number: int, worker: Worker, dones: list[wire.Done], fds: list[int]) -> None:
         if self._audience is not None and worker.ear is not None:
-            of = {done.task for done in dones}
-            self._audience.hear_of(worker.ear, of, self._task)
-            self._leave_if_down(worker.ear)
+            self._audience.hear_of(worker.ear, {done.task for done in dones})
         worker.inbox.reported([done.task for done in dones])
         limit = self._memory_limit
         if limit is not None and any(done.resident > limit for done in dones):
@@ -413,29 +412,10 @@ class Supervisor:
         self._act()
         self._roster.remove(number)
 
-    # what workers say beside that
-
-    def _hear_asides(self, number: int) -> None:
-        """A worker has logged something, say."""
-        worker = self._crew.get(number)
-        if worker is None or worker.ear is None or self._audience is None:
-            return
-        self._audience.hear(worker.ear, self._task, ONCE)
-        self._leave_if_down(worker.ear)
-
-    def _leave_if_down(self, ear: Ear) -> None:
-        if ear.down and ear.fd >= 0:
-            self._roster.unwatch(ear.fd)  # before it is another one's number
-            ear.close_pipe()
-
     def _hear_last_words(self, number: int, worker: Worker) -> None:
-        """As `_hear_asides`, of a worker that is dead."""
-        if worker.ear is None or self._audience is None:
-            return
-        self._audience.hear(worker.ear, self._task, MOST)
-        running = self._schedule.running(number)
-        if running is not None:
-            self._audience.last_words(worker.ear, self._task(running), running)
+        """Take in what a dead worker has said beside its reports."""
+        if self._audience is not None and worker.ear is not None:
+            self._audience.last_words(worker.ear, self._schedule.running(number))
 
     def _task(self, number: int) -> Task[Any] | None:
         """Return a task that is not settled."""
@@ -484,8 +464,8 @@ class Supervisor:
                 raise  # to who makes the pool
             self._verdict.init_cannot_travel(error)
             return
-        if worker.ear is not None:
-            self._roster.watch(worker.ear.fd, functools.partial(self._hear_asides, number))
+        if self._audience is not None and worker.ear is not None:
+            self._roster.watch(worker.ear.fd, functools.partial(self._audience.hear, worker.ear))
         self._recorder.worker_started(worker.pid)
         self._schedule.spawned(number)
 
