@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional, assert_type
 
 import mpkit
+from mpkit.joblib import MpkitBackend
 
 
 def area(width: int, height: float) -> float:
@@ -368,6 +369,15 @@ def options(pool: mpkit.TaskPool) -> None:
     mpkit.Options(retries="3")  # type: ignore[arg-type]
     mpkit.Options(patience=5)  # type: ignore[call-arg]
     patient.changed(patience=5)  # type: ignore[call-arg]
+
+
+def joblib_backends(pool: mpkit.TaskPool) -> None:
+    assert_type(MpkitBackend(), MpkitBackend)
+    MpkitBackend(pool, timeout=5, retries=2)
+    MpkitBackend(pool.options(priority=1), nesting_level=0)
+    MpkitBackend(5)  # type: ignore[arg-type]
+    MpkitBackend(retries="2")  # type: ignore[arg-type]
+    MpkitBackend(patience=5)  # type: ignore[call-arg]
 
 
 # TaskPool: in the accent of concurrent.futures
