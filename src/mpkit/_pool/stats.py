@@ -104,5 +104,5 @@ class Stats:
 
     @property
     def pending(self) -> int:
-        """How many tasks have not ended: they wait, or run."""
+        """How many tasks have not ended, and wait or run."""
         return max(0, self.submitted - self.done - self.failed - self.cancelled)

@@ -75,7 +75,7 @@ class Task(LightFuture[R]):
     """
 
     _failures: tuple[str, ...] = ()
-    #: Not for users: see `output`.
+    #: What `output` shows, as it came. Not for users.
     written: bytes = b""
     _callbacks: tuple[Callable[[R], object] | None, Callable[[Any], object] | None] = None, None
 
@@ -91,7 +91,7 @@ class Task(LightFuture[R]):
         self.attempts: int = 0
         self.number: int = next(_numbers)
         self.options = options
-        #: What pictures call its function: by that name, or by the one that was given.
+        #: What pictures call its function, by its name or the one that was given.
         self.what: str = options.name or what
         #: Since when it waits for a worker (`time.monotonic`).
         self.since: float = _now()
@@ -217,7 +217,7 @@ class Task(LightFuture[R]):
 
     @property
     def name(self) -> str:
-        """What errors call the task: its number, its function or given name, and its label."""
+        """What errors call the task, by its number, its function or given name, and its label."""
         label = self.options.label
         return f"task {self.number} ({self.what if label is None else f'{self.what}, {label}'})"
 
