@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,36 @@ def square(number: int) -> int:
 
 def add(left: int, right: int = 0) -> int:
     return left + right
+
+
+def set_and_wait(began: threading.Event, go: threading.Event) -> bool:
+    """As `tell_and_wait`, in this process."""
+    began.set()
+    return go.wait(60)
+
+
+def append_to(items: list[int], number: int) -> list[int]:
+    items.append(number)
+    return items
+
+
+def be_busy(seconds: float) -> None:
+    """Take so long, whoever sleeps meanwhile."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def thread_name(_: object = None) -> str:
+    return threading.current_thread().name
+
+
+#: What tests give to those tasks that run in this process.
+pools: dict[str, mpkit.TaskPool] = {}
+
+
+def use_pool() -> int:
+    return pools["it"].apply(square, (2,))
 
 
 def picky(number: int) -> int:
@@ -76,8 +107,6 @@ def die(how: str) -> Any:
     if how == "recursion limit":
         recurse()
     if how == "lambda":
-        import threading
-
         return threading.Lock()
     os.kill(os.getpid(), getattr(signal, how))
     signal.pause()
@@ -205,7 +234,6 @@ def die_once(how: str, path: str) -> None:
 
 def die_when_told(how: str, go: mpkit.Signal, done: mpkit.Signal) -> int:
     """Leave a thread behind that does it while this worker is idle."""
-    import threading
 
     def wait_and_die() -> None:
         go.wait(60)
@@ -278,6 +306,11 @@ def note(path: str, word: object) -> object:
     os.write(fd, f"{word}\n".encode())
     os.close(fd)
     return word
+
+
+def note_it(item: tuple[str, object]) -> object:
+    """Note a word, as an item of a map."""
+    return note(*item)
 
 
 def note_much(path: str, word: object) -> bytes:

@@ -35,7 +35,7 @@ a few processes, and `wait` waits for any of them.
 #                worker, context, options, seeds, carriage, settings, task, asked, who hears that
 #                (listener, audience), stats, sketch, picture, trace, timeline, report, recorder,
 #                feeds, lookahead, window, results, inbox, crew, roster, shortcut, warden, mailbox,
-#                supervisor, engine, gather, executor, and the facade
+#                supervisor, engine, on_executor, inline, lazy, gather, executor, and the facade
 #   _selftest    tries all of that         _doctor     for `python -m mpkit doctor`
 #   joblib       a backend of joblib, for who imports it
 #

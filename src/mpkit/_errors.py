@@ -193,7 +193,8 @@ class WorkerDied(MpkitError):
 
     ``what`` is the call, ``pid`` its process, ``exitcode`` as in
     `multiprocessing.Process.exitcode` (negative: the number of a signal), and
-    ``reason`` says it in words (``"was killed by SIGKILL"``).
+    ``reason`` says it in words (``"was killed by SIGKILL"``). Of a call on somebody else's
+    executor neither is known: they are None, and ``__cause__`` is what the executor said.
     """
 
     def __init__(self, what: str, pid: int | None, exitcode: int | None, reason: str) -> None:
@@ -204,6 +205,8 @@ class WorkerDied(MpkitError):
         self.reason = reason
 
     def __str__(self) -> str:
+        if self.pid is None:  # whatever it was that ran it
+            return f"{self.what} was lost: {self.reason}"
         return f"process {self.pid} {self.reason} while it ran {self.what}"
 
 

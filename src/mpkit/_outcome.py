@@ -50,11 +50,15 @@ def pack_result(what: str, fn: Callable[..., object], value: object) -> tuple[by
 
 def pack_error(what: str, error: BaseException, *, skip_frames: int = 0) -> Parcel:
     """Pack an exception and its traceback."""
+    return _parcel.pack(raised(what, error, skip_frames=skip_frames), f"the failure of {what}")
+
+
+def raised(what: str, error: BaseException, *, skip_frames: int = 0) -> Raised:
+    """Return an exception in parts that always travel, whatever is odd about it."""
     try:
-        raised = Raised.of(what, error, skip_frames=skip_frames)
+        return Raised.of(what, error, skip_frames=skip_frames)
     except BaseException as failure:  # noqa: BLE001  more is odd about its class than is foreseen
-        raised = Raised.in_brief(error, failure)
-    return _parcel.pack(raised, f"the failure of {what}")
+        return Raised.in_brief(error, failure)
 
 
 def send(link: Link, header: bytes, kind: bytes, parcel: Parcel, what: str, to: str) -> bytes:
@@ -101,8 +105,8 @@ _WORDS: Final = {DONE: "result", FAILED: "exception"}
 
 def unpack_error(data: bytes, fds: list[int], start: int = 0) -> BaseException:
     """Return the exception of a failed call; a `RemoteTraceback` is its last cause."""
-    raised: Raised = _parcel.unpack(data, fds, start)
-    return raised.error()
+    arrived: Raised = _parcel.unpack(data, fds, start)
+    return arrived.error()
 
 
 def unpack_result(what: Name, data: bytes, fds: list[int], start: int = 0) -> Any:

@@ -154,10 +154,16 @@ def test_each_pool_has_its_own(start_method: str) -> None:
         assert pool.apply(shared_in_a_nested_pool) == "list tuple dict"
 
 
+def add_to(key: str, number: int) -> object:
+    mpkit.shared()[key].append(number)
+    return mpkit.shared()[key]
+
+
 def test_tasks_that_run_here_have_the_object_itself() -> None:
     table = {"a": [1]}
     with mpkit.TaskPool(0, shared=table) as pool:
-        assert pool.apply(look_up, ("a",))[0] is table["a"]
+        assert pool.apply(add_to, ("a", 2)) == [1, 2]
+    assert table == {"a": [1, 2]}
     with pytest.raises(RuntimeError, match="shared="):
         mpkit.shared()
 

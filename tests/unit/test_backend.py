@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mpkit._call import Call
-from mpkit._pool.backend import OnExecutor
+from mpkit._pool.on_executor import OnExecutor
 from mpkit._pool.options import Options
 from mpkit._pool.task import Task
 from tests.support import interrupted_in_threading, left_taken
@@ -48,7 +48,7 @@ def test_no_ctrl_c_leaves_a_pool_on_an_executor_locked(call: str) -> None:
         # `threading`'s own: interrupted as it begins to wait, it releases the lock once more.
         with contextlib.suppress(RuntimeError), interrupted_in_threading(after):
             CALLS[call](backend, task)
-        assert not left_taken(backend._none_pending), after
+        assert not left_taken(backend._all_settled), after
 
 
 class Deaf(Future[Any]):

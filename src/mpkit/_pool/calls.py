@@ -14,6 +14,8 @@ from mpkit._pool import progress as progress_
 from mpkit._pool.asked import Asked
 from mpkit._pool.executor import PoolExecutor
 from mpkit._pool.gather import Gather
+from mpkit._pool.inline import Inline
+from mpkit._pool.lazy import LazyResults, run_each_here
 from mpkit._pool.lookahead import AHEAD
 from mpkit._pool.options import whole_number
 from mpkit._pool.results import Results
@@ -285,7 +287,8 @@ class Calls:
         """Return an iterator over ``func(item)`` for each item, in order, as they come.
 
         The input is pulled lazily, no further ahead than some chunks for each worker: it
-        may be slow, or endless. See `Results`.
+        may be slow, or endless. (With ``workers=0`` the thread that asks for a result pulls
+        its input, and runs the call.) See `Results`.
         """
         return self._imap(func, iterable, chunksize, progress, ordered=True)
 
@@ -420,13 +423,18 @@ class Calls:
 
         def submit(chunk: list[Any]) -> Task[list[tuple[bool, Any]]]:
             if submit_chunk is None or each is None:
-                return self._submit(chunks.run_each, (fn, chunk), {}, name=name, fed=True)
+                return self._submit(run_each, (fn, chunk), {}, name=name, fed=True)
             task = self._task(name)
             submit_chunk(task, each, chunk)
             return task
 
-        bound = AHEAD * self._backend.workers
         meter = progress_.meter(progress, total)
+        if isinstance(self._backend, Inline):
+            packing.Each(fn, None)  # raises if it cannot travel, as everywhere
+            run_each = run_each_here
+            return LazyResults(submit, self._backend, iterable, chunksize, meter)
+        run_each = chunks.run_each
+        bound = AHEAD * self._backend.workers
         feeds, later = self._backend.feeds, self._backend.later
         return Results(submit, feeds, iterable, chunksize, later, bound, meter, ordered=ordered)
 

@@ -33,6 +33,9 @@ R = TypeVar("R")
 #: slices are too long, and more than 4 make more of them for nothing: `benchmarks.maps`.)
 PARTS = 4
 
+#: Where something fails that is not an item: to be told of first.
+_BEFORE_ALL = -1, -1
+
 
 class Slice:
     """Items of a chunk, from ``start`` up to ``stop``, and how long to go on with them."""
@@ -141,22 +144,44 @@ class Gather(Generic[R]):
             end = self._end
         if end is not None:
             end(task)
-        task.add_done_callback(functools.partial(self._ended, part))
+        if task.done():  # as where tasks run in here: and then who calls us goes on by himself
+            self._take(part, task)
+        else:
+            task.add_done_callback(functools.partial(self._ended, part))
 
     def _ended(self, part: Slice, task: Any) -> None:
         """A task has ended. It may say so twice, after a Ctrl-C: see `_hear_again`."""
+        if self._take(part, task):
+            self._go_on()
+
+    def _take(self, part: Slice, task: Any) -> bool:
+        """Take the results of a task that has ended; False if that was done before."""
         if part not in self._running:
-            return
+            return False
         values: list[R] = []
         seconds, error = 0.0, CancelledError() if task.cancelled() else task.exception()
         if error is None:
             values, seconds = task.result()
-            self._meter.advance(len(values))
-        elif not task.cancelled():
-            self._meter.advance(part.stop - part.start)  # they are done with
+        try:
+            if error is None:
+                self._meter.advance(len(values))
+            elif not task.cancelled():
+                self._meter.advance(part.stop - part.start)  # they are done with
+        finally:  # it may be interrupted, and have the next one who asks, too
+            took = self._took(part, task, values, seconds, error)
+        return took
+
+    def _took(
+        self,
+        part: Slice,
+        task: Task[Any],
+        values: list[R],
+        seconds: float,
+        error: BaseException | None,
+    ) -> bool:
         with self._lock:
             if part not in self._running:
-                return
+                return False
             if task.written:
                 self.whole.wrote(task.written)
             start = part.start + len(values)
@@ -168,7 +193,7 @@ class Gather(Generic[R]):
                     self._leave(_Rest(-seconds, part.chunk, start, part.stop, part.packed))
             # Last: a part that was interrupted is not over, or it would be missing in the list.
             del self._running[part]
-        self._go_on()
+        return True
 
     def _hear_again(self) -> None:
         """A Ctrl-C may have come while a part was about to tell us of its end: have it tell."""
@@ -193,7 +218,8 @@ class Gather(Generic[R]):
             except PoolClosed:  # it was terminated, which cancels what waits
                 self._cannot_begin(part, CancelledError())
             except BaseException as error:  # noqa: BLE001  to be raised by the whole
-                self._cannot_begin(part, error)
+                self._cannot_begin(part, error, place=_BEFORE_ALL)
+                self._give_up(_cancel)
         if over:
             self._finish()
 
@@ -226,10 +252,12 @@ class Gather(Generic[R]):
         if self._failed is None or place < self._failed[0]:
             self._failed = place, error
 
-    def _cannot_begin(self, part: Slice, error: BaseException) -> None:
+    def _cannot_begin(
+        self, part: Slice, error: BaseException, place: tuple[int, int] | None = None
+    ) -> None:
         with self._lock:
             self._running.pop(part, None)
-            self._note_failure(part.place, error)
+            self._note_failure(place or part.place, error)
 
     def _finish(self) -> None:
         try:

@@ -8,10 +8,11 @@ import warnings
 from typing import TYPE_CHECKING, Any, Self
 
 from mpkit._platform import stdlib
-from mpkit._pool.backend import Inline, OnExecutor
 from mpkit._pool.calls import Calls
 from mpkit._pool.engine import Engine
 from mpkit._pool.executor import WholeExecutor
+from mpkit._pool.inline import Inline
+from mpkit._pool.on_executor import OnExecutor
 from mpkit._pool.settings import settled
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class TaskPool(Calls):
     Args:
         workers: how many processes; None is what ``MPKIT_WORKERS`` in the environment says, or
             else one for each core that this process may use (affinity, CPU quotas of a
-            container). 0 runs each call right here when it is submitted, for debugging.
+            container). 0 runs each call right here when it is submitted, for debugging: what
+            else is given may stay as it is.
         initializer: called once in each worker, before its first task. If it raises in
             three workers in a row, or ends as many as there are and three more, every
             task fails with `WorkerInitError`.
@@ -76,7 +78,7 @@ class TaskPool(Calls):
         capture: keep what a task writes to standard output and error, in `Task.output`, and
             show the end of it in the notes of its error; it is not printed then.
         on: run on this `concurrent.futures.Executor` instead of own workers. It is not
-            shut down with the pool.
+            shut down with the pool. What an executor has no means for is refused.
         threads_per_worker: how many threads libraries (OpenMP, OpenBLAS, MKL, BLIS, Accelerate,
             NumExpr) start in each worker. None is its share of the cores, one at least, but
             variables such as ``OMP_NUM_THREADS`` win; 0 leaves it to them. What a forked
@@ -118,7 +120,7 @@ class TaskPool(Calls):
         if made.on is not None:
             backend = OnExecutor(made.on)
         elif made.workers == 0:
-            backend = Inline(made.setup)
+            backend = Inline(made)
         else:
             backend = Engine(made)
         backend.check(made.options)  # one that has workers refuses nothing

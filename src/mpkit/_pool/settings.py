@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import warnings
+from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from mpkit import _reader
 from mpkit._call import Call
@@ -16,7 +18,6 @@ from mpkit._pool.setup import Setup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from concurrent.futures import Executor
 
     from typing_extensions import Unpack
 
@@ -63,17 +64,23 @@ class Settings(NamedTuple):
         return self.on is None and self.workers > 0
 
     def check(self) -> None:
-        """Raise ValueError for what was given and means nothing to this kind of pool."""
-        if self.has_workers:
-            return
-        kind = "on=" if self.on is not None else "workers=0"
-        for name, value in self.given.items():
-            if value is not None and (self.on is not None or name not in _HERE_TOO):
-                raise ValueError(f"{name}= makes no sense together with {kind}")
+        """Raise ValueError for what was given and means nothing to this kind of pool.
 
-
-#: What a pool that runs its tasks here can do, too.
-_HERE_TOO: Final = "workers", "initializer", "finalizer", "log", "shared"
+        With ``workers=0`` nothing is refused: who debugs leaves the rest as it is.
+        """
+        if self.on is not None:
+            for name, value in self.given.items():
+                if value is not None:
+                    raise ValueError(
+                        f"{name}= makes no sense together with on=, whose workers are not the "
+                        "pool's: give it to the executor"
+                    )
+        elif not self.has_workers and self.memory_hard_limit is not None:
+            warnings.warn(
+                "memory_hard_limit has no effect with workers=0: tasks run in this process",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
 
 def settled(
@@ -86,6 +93,8 @@ def settled(
 ) -> Settings:
     """Return what these mean; raises TypeError and ValueError for what makes no sense."""
     on = settings.pop("on", None)
+    if on is not None and not isinstance(on, Executor):
+        raise TypeError(f"on is a concurrent.futures.Executor, not {on!r}")
     options = settings.pop("options", None)
     workers = _one_of("workers", workers, "processes", settings.pop("processes", None))
     workers = _count("workers", workers, 0)
