@@ -13,9 +13,9 @@ import itertools
 from collections import deque
 from dataclasses import dataclass
 
-from mpkit._pool import schedule as policy
-from mpkit._pool.actions import Send, Spawn, TakeBack
-from mpkit._pool.schedule import Schedule
+from mpkit._engine import schedule as policy
+from mpkit._engine.actions import Send, Spawn, TakeBack
+from mpkit._engine.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Machine:
 def with_policy(
     changes: dict[str, float], costs: Costs, lengths: list[float], workers: int
 ) -> Outcome:
-    """Run with other constants in `mpkit._pool.schedule`, and put them back."""
+    """Run with other constants in `mpkit._engine.schedule`, and put them back."""
     before = {name: getattr(policy, name) for name in changes}
     try:
         for name, value in changes.items():

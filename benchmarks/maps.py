@@ -16,12 +16,13 @@ from collections import deque
 from typing import Any
 
 from benchmarks.workloads import WORKLOADS, Workload
-from mpkit._pool import chunks, gather
+from mpkit._engine.feeds import Feeds
+from mpkit._pool import gather
 from mpkit._pool import progress as progress_
-from mpkit._pool.feeds import Feeds
 from mpkit._pool.gather import Gather, Slice
-from mpkit._pool.options import Options
-from mpkit._pool.task import Task
+from mpkit._task.options import Options
+from mpkit._task.task import Task
+from mpkit._worker import chunks
 
 Part = Task[tuple[list[int], float]]
 

@@ -1,4 +1,4 @@
-"""Try the policy of `mpkit._pool.schedule` without any process.
+"""Try the policy of `mpkit._engine.schedule` without any process.
 
 ``python -m benchmarks.simulate [--workers N ...] [--policy NAME=VALUE,... ...] [--picture
 FILE]`` runs the workloads of `benchmarks.workloads` on the pretended machine of
@@ -31,8 +31,8 @@ from typing import Any
 from benchmarks.machine import Costs, Outcome, with_policy
 from benchmarks.table import figure, pyplot
 from benchmarks.workloads import WORKLOADS
-from mpkit._pool.actions import Send, Spawn, TakeBack
-from mpkit._pool.schedule import Schedule
+from mpkit._engine.actions import Send, Spawn, TakeBack
+from mpkit._engine.schedule import Schedule
 
 #: What is compared unless somebody asks for something else: the policy as it is, without
 #: packets, with shorter and longer ones, with nothing sent ahead of need, and with packets

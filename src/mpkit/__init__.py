@@ -30,12 +30,15 @@ a few processes, and `wait` waits for any of them.
 #   _channel     Channel                   _outcome    how a call's end travels
 #   _call        how a call travels        _lifeline   children leave with us
 #   _child       a process of ours         _process    start and Job
-#   _pool/       TaskPool: actions and schedule (pure), wire, slices, chunks, packing, journal,
-#                shared, setup, what workers say beside results (lent, logs, capture, aside),
-#                worker, context, options, seeds, carriage, settings, task, asked, who hears that
-#                (listener, audience), stats, sketch, picture, trace, timeline, report, recorder,
-#                feeds, lookahead, window, results, inbox, crew, roster, shortcut, warden, mailbox,
-#                supervisor, engine, on_executor, inline, lazy, gather, executor, and the facade
+#   _worker/     in the workers of a pool: wire, slices, chunks, packing, journal, shared, setup,
+#                what they say besides (lent, logs, capture, aside), worker
+#   _task/       context, options, seeds, carriage, task, asked
+#   _watch/      stats, sketch, picture, trace, timeline, report, recorder
+#   _engine/     runs tasks on them: actions and schedule (pure), settings, listener, audience,
+#                feeds, ledger, inbox, crew, roster, shortcut, warden, verdict, dispatch, mailbox,
+#                supervisor, backend, engine
+#   _pool/       TaskPool: progress, async_input, lookahead, window, results, on_executor, inline,
+#                lazy, gather, executor, calls, pool
 #   _selftest    tries all of that         _doctor     for `python -m mpkit doctor`
 #   joblib       a backend of joblib, for who imports it
 #
@@ -84,48 +87,48 @@ if _typing.TYPE_CHECKING:
     from mpkit._limit import limit as limit
     from mpkit._pool.calls import Calls as Calls
     from mpkit._pool.executor import PoolExecutor as PoolExecutor
-    from mpkit._pool.options import Options as Options
     from mpkit._pool.pool import TaskPool as TaskPool
-    from mpkit._pool.report import Report as Report
     from mpkit._pool.results import Results as Results
-    from mpkit._pool.seeds import rng as rng
-    from mpkit._pool.shared import shared as shared
-    from mpkit._pool.stats import FunctionStats as FunctionStats
-    from mpkit._pool.stats import Spread as Spread
-    from mpkit._pool.stats import Stats as Stats
-    from mpkit._pool.stats import WorkerStats as WorkerStats
-    from mpkit._pool.task import Task as Task
-    from mpkit._pool.trace import Trace as Trace
-    from mpkit._pool.worker import worker_state as worker_state
     from mpkit._process import Job as Job
     from mpkit._process import start as start
     from mpkit._signal import Signal as Signal
+    from mpkit._task.options import Options as Options
+    from mpkit._task.seeds import rng as rng
+    from mpkit._task.task import Task as Task
+    from mpkit._watch.report import Report as Report
+    from mpkit._watch.stats import FunctionStats as FunctionStats
+    from mpkit._watch.stats import Spread as Spread
+    from mpkit._watch.stats import Stats as Stats
+    from mpkit._watch.stats import WorkerStats as WorkerStats
+    from mpkit._watch.trace import Trace as Trace
+    from mpkit._worker.shared import shared as shared
+    from mpkit._worker.worker import worker_state as worker_state
 else:
     #: In which module each of these is.
     _HOMES = {
         "Calls": "_pool.calls",
         "Channel": "_channel",
-        "FunctionStats": "_pool.stats",
+        "FunctionStats": "_watch.stats",
         "Job": "_process",
-        "Options": "_pool.options",
+        "Options": "_task.options",
         "PoolExecutor": "_pool.executor",
-        "Report": "_pool.report",
+        "Report": "_watch.report",
         "Results": "_pool.results",
         "Semaphore": "_limit",
         "Signal": "_signal",
-        "Spread": "_pool.stats",
-        "Stats": "_pool.stats",
-        "Task": "_pool.task",
+        "Spread": "_watch.stats",
+        "Stats": "_watch.stats",
+        "Task": "_task.task",
         "TaskPool": "_pool.pool",
-        "Trace": "_pool.trace",
-        "WorkerStats": "_pool.stats",
+        "Trace": "_watch.trace",
+        "WorkerStats": "_watch.stats",
         "channel": "_channel",
         "limit": "_limit",
-        "rng": "_pool.seeds",
-        "shared": "_pool.shared",
+        "rng": "_task.seeds",
+        "shared": "_worker.shared",
         "start": "_process",
         "wait": "_anyof",
-        "worker_state": "_pool.worker",
+        "worker_state": "_worker.worker",
     }
 
     # Hidden from type checkers: for them a module with a `__getattr__` has whatever is asked for.

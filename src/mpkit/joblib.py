@@ -27,18 +27,18 @@ except ImportError as _error:
     raise ImportError("mpkit.joblib needs joblib: pip install 'mpkit[joblib]'") from _error
 
 from mpkit._outcome import describe
-from mpkit._pool import carriage
 from mpkit._pool.calls import Calls
-from mpkit._pool.options import Options
 from mpkit._pool.pool import TaskPool
-from mpkit._pool.task import Task
+from mpkit._task import carriage
+from mpkit._task.options import Options
+from mpkit._task.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from typing_extensions import Unpack
 
-    from mpkit._pool.options import OptionNames
+    from mpkit._task.options import OptionNames
 
 #: What joblib tells every backend, for its own files of memory-mapped arrays. mpkit has none:
 #: large arrays travel through shared memory whatever these say.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PROGRAM = """
 import asyncio, multiprocessing, sys, threading, time
 import mpkit
-from mpkit._pool import roster
+from mpkit._engine import roster
 
 roster.GRACE = 3600.0  # nobody is to need it
 

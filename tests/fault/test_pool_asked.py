@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mpkit
+from mpkit._engine.shortcut import ENOUGH_UNHEARD
 from mpkit._frames import PACKET
 from mpkit._platform import descriptors
-from mpkit._pool import wire
-from mpkit._pool.shortcut import ENOUGH_UNHEARD
 from mpkit._wait import Deadline
+from mpkit._worker import wire
 from tests import poolwork
 from tests.support import (
     PATIENCE,
@@ -191,7 +191,7 @@ def test_who_waits_is_told_what_is_taken_back_though_a_ctrl_c_comes_just_then(
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mpkit._pool.inbox.discard", interrupted)
+    monkeypatch.setattr("mpkit._engine.inbox.discard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         worker.inbox.recall(0, lambda: None, supervisor._waits_again)
     supervisor.tell(lambda: supervisor._take_back(number))

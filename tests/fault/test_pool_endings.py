@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import mpkit
+from mpkit._engine import crew, ledger
 from mpkit._platform import descriptors, memory
-from mpkit._pool import crew, ledger
-from mpkit._pool.options import pause_before
+from mpkit._task.options import pause_before
 from tests import poolwork
 from tests.support import (
     PATIENCE,

@@ -81,7 +81,7 @@ def test_what_a_worker_had_reported_when_it_was_killed_counts(
     start_method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There are more reports of it than are read at a time, and then its death is told."""
-    monkeypatch.setattr("mpkit._pool.crew.REPORTS_AT_A_TIME", 4)
+    monkeypatch.setattr("mpkit._engine.crew.REPORTS_AT_A_TIME", 4)
     log = str(tmp_path / "log")
     began, go = mpkit.Signal(), mpkit.Signal()
     with mpkit.TaskPool(1) as pool:

@@ -23,7 +23,7 @@ needs_proc = pytest.mark.skipif(not memory.HAS_PROC, reason="needs /proc")
 
 @pytest.fixture(autouse=True)
 def quick_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpkit._pool.warden.GRACE", 0.2)
+    monkeypatch.setattr("mpkit._engine.warden.GRACE", 0.2)
 
 
 def stop_when_told_to_leave() -> int:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLOCKS = (
-    "mpkit._pool.roster.GRACE",
-    "mpkit._pool.warden.GRACE",
-    "mpkit._pool.warden.BETWEEN_LOOKS",
-    "mpkit._pool.verdict.TRY_AGAIN",
+    "mpkit._engine.roster.GRACE",
+    "mpkit._engine.warden.GRACE",
+    "mpkit._engine.warden.BETWEEN_LOOKS",
+    "mpkit._engine.verdict.TRY_AGAIN",
 )
 HOWS = {"sys.exit": mpkit.TaskExit} | dict.fromkeys(
     ("os._exit", "SIGKILL", "SIGTERM", "SIGSEGV", "no descriptors"), mpkit.WorkerDied

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import mpkit
-from mpkit._pool import crew
+from mpkit._engine import crew
 from tests import poolwork
 from tests.support import PATIENCE, supervisor_of, until
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 import mpkit
+from mpkit._engine.inbox import Inbox
+from mpkit._engine.ledger import Entry
+from mpkit._engine.shortcut import Shortcut
 from mpkit._platform import descriptors
-from mpkit._pool.inbox import Inbox
-from mpkit._pool.ledger import Entry
-from mpkit._pool.options import Options
-from mpkit._pool.shortcut import Shortcut
-from mpkit._pool.task import Task
+from mpkit._task.options import Options
+from mpkit._task.task import Task
 from tests import poolwork
 from tests.support import (
     PATIENCE,
@@ -29,7 +29,7 @@ from tests.support import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mpkit._pool.crew import Worker
+    from mpkit._engine.crew import Worker
 
 pytestmark = pytest.mark.skipif(
     not descriptors.HAS_PACKETS, reason="of what is in a stream the supervisor keeps count"

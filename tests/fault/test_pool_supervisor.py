@@ -17,7 +17,7 @@ import pytest
 
 import mpkit
 from mpkit._platform import descriptors
-from mpkit._pool.journal import _MOST_TASKS, Journal, Journals
+from mpkit._worker.journal import _MOST_TASKS, Journal, Journals
 from tests import poolwork
 from tests.support import PATIENCE, expect_short_tasks, supervisor_held, supervisor_of, until
 
@@ -232,7 +232,8 @@ def with_a_worker(program: str, **env: str) -> str:
 
 A_WORKER = """
 import multiprocessing, signal, threading, time
-from mpkit._pool import crew, inbox, journal, packing, setup, wire
+from mpkit._engine import crew, inbox
+from mpkit._worker import journal, packing, setup, wire
 from mpkit._process import Call
 from tests.support import until
 

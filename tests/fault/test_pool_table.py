@@ -334,7 +334,7 @@ def happens(where: str, how: str, method: str) -> bool:
 @pytest.fixture(autouse=True)
 def quick_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two seconds from SIGTERM to SIGKILL, for each cell that does not end by it, add up."""
-    monkeypatch.setattr("mpkit._pool.roster.GRACE", 0.2)
+    monkeypatch.setattr("mpkit._engine.roster.GRACE", 0.2)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ if __name__ == "__main__":
     multiprocessing.set_start_method("forkserver")
     multiprocessing.set_forkserver_preload(["colorsys"])
     run = {"pool": by_pool, "job": by_job}[sys.argv[1]]
-    print(run("mpkit._pool.worker"), run("colorsys"))
+    print(run("mpkit._worker.worker"), run("colorsys"))
     from multiprocessing import forkserver
     print(forkserver._forkserver._preload_modules)
 """

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import mpkit
-from mpkit._pool import capture
+from mpkit._worker import capture
 from tests import poolwork
 from tests.support import PATIENCE
 

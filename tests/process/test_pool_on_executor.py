@@ -19,7 +19,7 @@ import pytest
 
 import mpkit
 from mpkit._pool.on_executor import _HONOURED
-from mpkit._pool.options import Options
+from mpkit._task.options import Options
 from tests import poolwork
 from tests.documents import ROOT
 from tests.support import PATIENCE

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import mpkit
-from mpkit._pool.options import Options
-from mpkit._pool.recorder import Recorder
-from mpkit._pool.task import Task
+from mpkit._task.options import Options
+from mpkit._task.task import Task
+from mpkit._watch.recorder import Recorder
 from tests import poolwork
 from tests.support import PATIENCE
 

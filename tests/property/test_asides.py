@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import mpkit
 from mpkit._frames import Malformed
-from mpkit._pool import logs
-from mpkit._pool.aside import OUTPUT, RECORD, WARNING, Assembly, Said, pieces
+from mpkit._worker import logs
+from mpkit._worker.aside import OUTPUT, RECORD, WARNING, Assembly, Said, pieces
 from tests.process.test_pool_log import Kept, attached, count
 from tests.support import until
 

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mpkit._pool.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
-from mpkit._pool.schedule import MOST_IN_PACKET, MOST_START_FAILURES, SEND_AHEAD_BELOW, Schedule
+from mpkit._engine.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
+from mpkit._engine.schedule import MOST_IN_PACKET, MOST_START_FAILURES, SEND_AHEAD_BELOW, Schedule
 
 #: For what would keep all else from happening if it came as often as that.
 SELDOM = st.integers(0, 9).map(lambda number: number == 9)

@@ -10,8 +10,8 @@ import pytest
 
 from mpkit._call import Call
 from mpkit._pool.on_executor import OnExecutor
-from mpkit._pool.options import Options
-from mpkit._pool.task import Task
+from mpkit._task.options import Options
+from mpkit._task.task import Task
 from tests.support import interrupted_in_threading, left_taken
 
 if TYPE_CHECKING:

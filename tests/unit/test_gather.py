@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 from mpkit import _parcel, channel
 from mpkit._call import Call
+from mpkit._engine.feeds import Feeds
 from mpkit._errors import PoolClosed
 from mpkit._frames import PACKET
-from mpkit._pool import packing
 from mpkit._pool import progress as progress_
-from mpkit._pool.feeds import Feeds
 from mpkit._pool.gather import Gather, Slice
-from mpkit._pool.options import Options
-from mpkit._pool.slices import Bounds, run_slice
-from mpkit._pool.task import Task
+from mpkit._task.options import Options
+from mpkit._task.task import Task
+from mpkit._worker import packing
+from mpkit._worker.slices import Bounds, run_slice
 
 Part = Task[tuple[list[int], float]]
 

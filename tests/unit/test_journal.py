@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpkit._pool import journal
-from mpkit._pool.journal import MOST_BYTES, Journal, Journals
-from mpkit._pool.schedule import MOST_IN_PACKET
+from mpkit._engine.schedule import MOST_IN_PACKET
+from mpkit._worker import journal
+from mpkit._worker.journal import MOST_BYTES, Journal, Journals
 from tests.support import PATIENCE
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def test_what_is_taken_back_from_a_packet_is_not_begun(steps: list[bool], packet
 
 RACE = """
 import os, random, sys, time
-from mpkit._pool.journal import Journals
+from mpkit._worker.journal import Journals
 
 ROUNDS, SIZE = 3000, 60
 journals = Journals(1, forks=True)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from mpkit import WorkerDied
-from mpkit._pool.ledger import Entry, Ledger
-from mpkit._pool.options import Options
-from mpkit._pool.recorder import Recorder
-from mpkit._pool.task import Task
+from mpkit._engine.ledger import Entry, Ledger
+from mpkit._task.options import Options
+from mpkit._task.task import Task
+from mpkit._watch.recorder import Recorder
 
 
 @pytest.mark.parametrize("running", [False, True])

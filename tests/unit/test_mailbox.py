@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit._pool.mailbox import Mailbox
+from mpkit._engine.mailbox import Mailbox
 from tests.support import PATIENCE
 
 if TYPE_CHECKING:

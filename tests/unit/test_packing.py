@@ -17,7 +17,7 @@ from mpkit import NotPicklable
 from mpkit._call import Call
 from mpkit._frames import PACKET
 from mpkit._parcel import MOST_INLINE
-from mpkit._pool import packing, wire
+from mpkit._worker import packing, wire
 from tests import poolwork
 
 

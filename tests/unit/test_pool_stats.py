@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpkit._pool import recorder as recorder_
-from mpkit._pool.options import Options
-from mpkit._pool.recorder import MOST_WORKERS, Recorder
-from mpkit._pool.task import Task
+from mpkit._task.options import Options
+from mpkit._task.task import Task
+from mpkit._watch import recorder as recorder_
+from mpkit._watch.recorder import MOST_WORKERS, Recorder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mpkit._pool.stats import Stats
+    from mpkit._watch.stats import Stats
 
 
 def task(what: str = "f", since: float = 0.0) -> Task[object]:

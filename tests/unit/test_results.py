@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import mpkit
+from mpkit._engine.feeds import Feeds
 from mpkit._pool import progress as progress_
-from mpkit._pool.feeds import Feeds
-from mpkit._pool.options import Options
 from mpkit._pool.results import Results
-from mpkit._pool.task import Task
+from mpkit._task.options import Options
+from mpkit._task.task import Task
 from tests.support import PATIENCE, until
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpkit._pool.schedule import Schedule
+from mpkit._engine.schedule import Schedule
 from tests.unit.test_schedule_withdrawn import act
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mpkit._pool.actions import Send, Spawn
-from mpkit._pool.schedule import Schedule
+from mpkit._engine.actions import Send, Spawn
+from mpkit._engine.schedule import Schedule
 
 
 def act(schedule: Schedule, cancelled: set[int]) -> list[int]:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mpkit
-from mpkit._pool import chunks
-from mpkit._pool.carriage import Carriage
-from mpkit._pool.options import Options
-from mpkit._pool.slices import Bounds, run_slice
+from mpkit._task.carriage import Carriage
+from mpkit._task.options import Options
+from mpkit._worker import chunks
+from mpkit._worker.slices import Bounds, run_slice
 
 numpy = pytest.importorskip("numpy")
 

@@ -7,7 +7,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpkit._pool.sketch import (
+from mpkit._watch.sketch import (
     AT_A_TIME,
     MOST_FUNCTIONS,
     OTHERS,

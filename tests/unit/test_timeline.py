@@ -7,8 +7,8 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpkit._pool.picture import Run
-from mpkit._pool.timeline import Timeline
+from mpkit._watch.picture import Run
+from mpkit._watch.timeline import Timeline
 
 #: The pause before a task, how long it takes, where it runs, its function, and whether it fails.
 TASKS = st.lists(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mpkit._pool.options import Options
-from mpkit._pool.recorder import Recorder
-from mpkit._pool.task import Task
-from mpkit._pool.trace import MOST_EVENTS
+from mpkit._task.options import Options
+from mpkit._task.task import Task
+from mpkit._watch.recorder import Recorder
+from mpkit._watch.trace import MOST_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

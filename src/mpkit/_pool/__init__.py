@@ -1,1 +1,1 @@
-"""TaskPool: its facade, what it runs on, and the engine of processes beneath."""
+"""TaskPool as callers see it: its facade, maps, and what else it can run on."""

@@ -9,28 +9,29 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, TypeVarTuple
 
 from mpkit import _outcome
 from mpkit._call import Call
-from mpkit._pool import carriage, chunks, packing
 from mpkit._pool import progress as progress_
-from mpkit._pool.asked import Asked
 from mpkit._pool.executor import PoolExecutor
 from mpkit._pool.gather import Gather
 from mpkit._pool.inline import Inline
 from mpkit._pool.lazy import LazyResults, run_each_here
 from mpkit._pool.lookahead import AHEAD
-from mpkit._pool.options import whole_number
 from mpkit._pool.results import Results
-from mpkit._pool.slices import MANY, SLICE_SECONDS, Bounds
-from mpkit._pool.task import Task
+from mpkit._task import carriage
+from mpkit._task.asked import Asked
+from mpkit._task.options import whole_number
+from mpkit._task.task import Task
+from mpkit._worker import chunks, packing
+from mpkit._worker.slices import MANY, SLICE_SECONDS, Bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from typing_extensions import Unpack
 
-    from mpkit._pool.backend import Backend
+    from mpkit._engine.backend import Backend
     from mpkit._pool.gather import Slice
-    from mpkit._pool.options import OptionNames, Options
     from mpkit._pool.progress import Progress
+    from mpkit._task.options import OptionNames, Options
 
 P = ParamSpec("P")
 T = TypeVar("T")

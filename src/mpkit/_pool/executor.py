@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from mpkit import _outcome
 from mpkit._errors import PoolClosed
-from mpkit._pool import chunks
-from mpkit._pool.options import whole_number
+from mpkit._task.options import whole_number
 from mpkit._wait import Deadline
+from mpkit._worker import chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from mpkit._pool.backend import Backend
-    from mpkit._pool.carriage import Carriage
-    from mpkit._pool.task import Task
+    from mpkit._engine.backend import Backend
+    from mpkit._task.carriage import Carriage
+    from mpkit._task.task import Task
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -17,15 +17,15 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from mpkit._errors import PoolClosed
-from mpkit._pool.slices import SLICE_SECONDS
+from mpkit._worker.slices import SLICE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mpkit._pool.backend import Backend
-    from mpkit._pool.packing import Chunk
+    from mpkit._engine.backend import Backend
     from mpkit._pool.progress import Meter
-    from mpkit._pool.task import Task
+    from mpkit._task.task import Task
+    from mpkit._worker.packing import Chunk
 
 R = TypeVar("R")
 

@@ -16,26 +16,26 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mpkit import _fork, _outcome
+from mpkit._engine.backend import tries_again
+from mpkit._engine.feeds import Feed, Feeds
+from mpkit._engine.schedule import MOST_START_FAILURES
 from mpkit._errors import PoolClosed, TaskTimeout, WorkerInitError
 from mpkit._platform import debuggers, stdlib
-from mpkit._pool import packing, shared
-from mpkit._pool.backend import tries_again
-from mpkit._pool.feeds import Feed, Feeds
-from mpkit._pool.options import pause_before
-from mpkit._pool.recorder import Recorder
-from mpkit._pool.schedule import MOST_START_FAILURES
-from mpkit._pool.task import is_ctrl_c, report
+from mpkit._task.options import pause_before
+from mpkit._task.task import is_ctrl_c, report
+from mpkit._watch.recorder import Recorder
+from mpkit._worker import packing, shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from mpkit._call import Call
+    from mpkit._engine.settings import Settings
     from mpkit._parcel import Parcel
-    from mpkit._pool.options import Options
-    from mpkit._pool.packing import Part
-    from mpkit._pool.settings import Settings
-    from mpkit._pool.task import Task
     from mpkit._reader import Reader
+    from mpkit._task.options import Options
+    from mpkit._task.task import Task
+    from mpkit._worker.packing import Part
 
 _CLOSED = "it was closed"
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpkit import _outcome
 from mpkit._errors import PoolClosed
-from mpkit._pool import chunks
 from mpkit._pool.inline import as_reported, check_interruption
 from mpkit._pool.results import Results
+from mpkit._worker import chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from mpkit._pool.inline import Inline
     from mpkit._pool.progress import Meter
-    from mpkit._pool.task import Task
+    from mpkit._task.task import Task
 
 R = TypeVar("R")
 

@@ -16,22 +16,22 @@ from concurrent.futures.thread import BrokenThreadPool
 from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _outcome
+from mpkit._engine.backend import tries_again
+from mpkit._engine.feeds import Feeds
 from mpkit._errors import PoolClosed, WorkerDied, WorkerInitError
 from mpkit._platform.cores import usable_cores
 from mpkit._platform.stdlib import Condition
-from mpkit._pool.backend import tries_again
-from mpkit._pool.feeds import Feeds
-from mpkit._pool.options import Options
-from mpkit._pool.recorder import Recorder
-from mpkit._pool.task import add_note
+from mpkit._task.options import Options
+from mpkit._task.task import add_note
+from mpkit._watch.recorder import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor, Future
 
     from mpkit._call import Call
-    from mpkit._pool.task import Task
     from mpkit._reader import Reader
+    from mpkit._task.task import Task
 
 #: What an executor can be asked for, since it is done here. All else is refused, also what
 #: there will be one day.

@@ -7,13 +7,13 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 
+from mpkit._engine.engine import Engine
+from mpkit._engine.settings import settled
 from mpkit._platform import stdlib
 from mpkit._pool.calls import Calls
-from mpkit._pool.engine import Engine
 from mpkit._pool.executor import WholeExecutor
 from mpkit._pool.inline import Inline
 from mpkit._pool.on_executor import OnExecutor
-from mpkit._pool.settings import settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from mpkit._pool.backend import Backend
+    from mpkit._engine.backend import Backend
+    from mpkit._engine.settings import PoolSettings
     from mpkit._pool.executor import PoolExecutor
-    from mpkit._pool.report import Report
-    from mpkit._pool.settings import PoolSettings
-    from mpkit._pool.stats import Stats
-    from mpkit._pool.trace import Trace
+    from mpkit._watch.report import Report
+    from mpkit._watch.stats import Stats
+    from mpkit._watch.trace import Trace
 
 
 class TaskPool(Calls):

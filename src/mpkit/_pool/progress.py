@@ -6,7 +6,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Protocol, cast
 
-from mpkit._pool.task import is_ctrl_c, report_callback
+from mpkit._task.task import is_ctrl_c, report_callback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

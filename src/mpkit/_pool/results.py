@@ -8,18 +8,18 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from mpkit._pool import chunks
 from mpkit._pool.window import Window, feed
 from mpkit._wait import Deadline
+from mpkit._worker import chunks
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
-    from mpkit._pool.feeds import Feeds
+    from mpkit._engine.feeds import Feeds
     from mpkit._pool.progress import Meter
-    from mpkit._pool.task import Task
+    from mpkit._task.task import Task
 
 R = TypeVar("R")
 

@@ -13,9 +13,9 @@ from mpkit._pool.lookahead import Lookahead
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from mpkit._pool.feeds import Feeds
+    from mpkit._engine.feeds import Feeds
     from mpkit._pool.progress import Meter
-    from mpkit._pool.task import Task
+    from mpkit._task.task import Task
 
     #: A chunk, and how many items it has.
     Chunk = tuple[Task[list[tuple[bool, Any]]], int]

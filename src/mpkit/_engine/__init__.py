@@ -1,0 +1,1 @@
+"""Runs tasks on processes: a supervisor, and what it owns."""

@@ -1,0 +1,92 @@
+"""What a pool can run on: a small protocol.
+
+`engine.Engine` is the one with processes. `inline.Inline` runs each call where it is
+submitted, and `on_executor.OnExecutor` gives it to any `concurrent.futures.Executor`.
+In what they differ is in ``docs/backends.md``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mpkit._task.task import Control
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mpkit._call import Call
+    from mpkit._engine.feeds import Feeds
+    from mpkit._reader import Reader
+    from mpkit._task.options import Options
+    from mpkit._task.task import Task
+    from mpkit._watch.recorder import Recorder
+    from mpkit._worker.packing import Each, Part
+
+
+class Backend(Control, Protocol):
+    """Runs calls and settles their tasks. Its methods may be called by any thread."""
+
+    #: How many calls run at a time at most: what chunks are sized by.
+    workers: int
+    recorder: Recorder
+    #: Who unpickles the calls; None if nobody does, or if it is not known.
+    reader: Reader | None
+    #: What it takes calls from, even after `close`.
+    feeds: Feeds
+
+    def check_open(self) -> None:
+        """Raise `PoolClosed` if no calls are taken any more."""
+
+    def check(self, options: Options) -> None:
+        """Raise ValueError for options that this backend cannot honour."""
+
+    def submit(self, task: Task[Any], call: Call, fed: bool = False) -> None:
+        """Have ``call`` run and ``task`` settled.
+
+        Raises `PoolClosed` after `close`, if it is not one of `feeds` that asks, and after
+        `terminate`.
+        """
+
+    @property
+    def submit_part(self) -> Callable[[Task[Any], Part, bool], None] | None:
+        """As `submit`, for a part of a chunk that was packed; None if chunks stay whole."""
+
+    @property
+    def submit_chunk(self) -> Callable[[Task[Any], Each, list[Any]], None] | None:
+        """As `submit`, for one of many chunks of a function; None if that is no matter."""
+
+    def cancel_waiting(self) -> None:
+        """Cancel the tasks that have not begun."""
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Have this called when all results that are there are known, or at once.
+
+        Who waits for many results is woken once, then. It must not raise.
+        """
+
+    def is_own_thread(self) -> bool:
+        """Tell whether the calling thread is one that `join` would wait for."""
+        ...
+
+    def close(self) -> None:
+        """Take no more calls but from `feeds`; finish those there are."""
+
+    def terminate(self) -> None:
+        """Take no more calls; cancel those that wait, end those that run."""
+
+    def join(self, timeout: float | None) -> bool:
+        """After one of these two, wait until all is over; tell whether it is."""
+        ...
+
+
+def tries_again(task: Task[Any], error: BaseException, *, crashed: bool) -> bool:
+    """Tell whether a task that failed is to be tried again; its last error tells of all.
+
+    ``crashed``: by the death of its worker, or for lack of time.
+    """
+    wanted = crashed or isinstance(error, task.options.retry_on)
+    if wanted and task.attempts <= task.options.retries:
+        task.failed_once(error)
+        return True
+    task.note_attempts(error)
+    return False

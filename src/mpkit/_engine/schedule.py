@@ -1,0 +1,450 @@
+"""Who runs what: events in, actions out.
+
+No process, socket, clock or thread is here. The supervisor tells what happened
+(`Schedule.submitted`, `finished`, `died`, ...) and then asks what to do (`decide`).
+So the policy can be tested by the million in a second, and read in one go.
+
+A worker's tasks are in the order in which it runs them, and it reports each one before
+it begins the next. So the first that it has taken and not reported is the one it was
+running when it died; all others can run elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from typing import TYPE_CHECKING
+
+from mpkit._engine.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mpkit._engine.actions import Action
+
+#: Seconds of work to send at a time. Enough to hide the 0.1 ms that a message takes to be
+#: answered, little enough that one worker's packet does not matter to the others.
+PACKET_SECONDS = 0.001
+
+#: Tasks in a packet at most: an estimate may be wrong.
+MOST_IN_PACKET = 64
+
+#: Tasks shorter than this (seconds) are sent ahead of need, so that a worker never idles
+#: while its answer travels. For longer ones the pause is below one per cent.
+SEND_AHEAD_BELOW = 0.01
+
+#: How many workers in a row may say that they cannot start. Of those that end before they
+#: have said anything, each of the pool may be killed by somebody, and so many more.
+MOST_START_FAILURES = 3
+
+
+class _Worker:
+    """What is known of one worker."""
+
+    def __init__(self, quota: int | None) -> None:
+        #: What it was sent and has not reported, in order.
+        self.tasks: deque[int] = deque()
+        #: How many more tasks it may be sent, if that is limited.
+        self.quota = quota
+        self.started = False
+        self.retiring = False
+        #: Nothing came back when last asked, and nothing was sent since.
+        self.empty_handed = False
+
+    def can_take(self) -> bool:
+        return not self.retiring and self.quota != 0
+
+    def can_give(self) -> int:
+        """Return how many tasks it may have that it has not taken."""
+        if self.empty_handed or not self.tasks:
+            return 0
+        return len(self.tasks) - self.started
+
+
+class Schedule:
+    """The state of a pool, and its policy.
+
+    Args:
+        size: how many workers there are to be.
+        tasks_per_worker: after how many tasks a worker is replaced; None is never.
+
+    """
+
+    def __init__(self, size: int, tasks_per_worker: int | None = None) -> None:
+        self.size = size
+        self.closing = False
+        #: No worker can start; what comes is abandoned.
+        self.broken = False
+        self._quota = tasks_per_worker
+        self._workers: dict[int, _Worker] = {}
+        #: Those that may want tasks: all that have fewer than when they had enough. So what an
+        #: event costs does not grow with the number of workers.
+        self._open: dict[int, _Worker] = {}
+        #: What was enough for those that are not open, at the least.
+        self._enough = math.inf
+        #: How many of them retire, and how many tasks all of them have.
+        self._retiring = 0
+        self._sent = 0
+        # Waiting tasks by priority, each in order of arrival. None is empty.
+        self._queues: defaultdict[int, deque[int]] = defaultdict(deque)
+        self._queued = 0
+        self._priority: dict[int, int] = {}
+        #: Tasks that are sent alone, to a worker that has nothing else.
+        self._alone: set[int] = set()
+        self._seconds: float | None = None
+        # How many workers in a row said that their initializer failed, how many ended
+        # before they had started, and how many the system would not even begin.
+        self._init_failures = 0
+        self._start_failures = 0
+        self._spawn_failures = 0
+        #: The system had no room for a process, and may have some a little later.
+        self._out_of_room = False
+        self._spawning = 0
+        self._starting = 0
+        self._postponed = 0
+        self._lost: list[Lose] = []
+
+    # what happened
+
+    def submitted(self, *tasks: int, priority: int = 0, alone: bool = False) -> None:
+        """Tasks arrived. ``alone``: the start of each must be known, as its time is limited."""
+        if priority:
+            self._priority.update(dict.fromkeys(tasks, priority))
+        if alone:
+            self._alone.update(tasks)
+        self._queues[priority] += tasks
+        self._queued += len(tasks)
+
+    def handed(self, worker: int, task: int, *, priority: int = 0) -> None:
+        """A task arrived, and was sent to a worker that had none (see `idle_workers`)."""
+        if priority:
+            self._priority[task] = priority
+        state = self._workers[worker]
+        state.tasks.append(task)
+        self._sent += 1
+        state.empty_handed = False
+
+    def postponed(self) -> None:
+        """A task that failed will be `submitted` again later: the pool is not idle until then."""
+        self._postponed += 1
+
+    def resumed(self) -> None:
+        """One that was `postponed` is submitted now."""
+        self._postponed -= 1
+
+    def spawned(self, worker: int) -> None:
+        """A worker exists. It may be sent tasks at once: they wait in its inbox."""
+        self._spawning -= 1
+        self._spawn_failures = 0
+        self._starting += 1
+        self._workers[worker] = self._open[worker] = _Worker(self._quota)
+
+    def spawn_failed(self) -> None:
+        """The system would not start a process. Go on with those there are, if any."""
+        self._spawning -= 1
+        self._spawn_failures += 1
+        self._out_of_room = True
+
+    def try_again(self) -> None:
+        """Some time has passed since the system would not start a process."""
+        self._out_of_room = False
+
+    def started(self, worker: int) -> None:
+        """A worker has run its initializer."""
+        self._init_failures = self._start_failures = 0
+        self._starting -= 1
+        self._workers[worker].started = True
+
+    def init_failed(self) -> None:
+        """A worker's initializer raised; its death is told besides."""
+        self._init_failures += 1
+
+    def finished(self, worker: int, tasks: Sequence[int], seconds: float) -> int:
+        """A worker reported tasks, each of which took so long.
+
+        Returns how many of them it can have done, as they are the first that it has.
+        """
+        state = self._workers[worker]
+        count = 0
+        while count < len(tasks) and state.tasks and state.tasks[0] == tasks[count]:
+            del state.tasks[0]
+            count += 1
+        if not count:
+            return 0
+        if self._priority or self._alone:
+            for task in tasks[:count]:
+                self._forget(task)
+        self._sent -= count
+        self._open[worker] = state
+        state.empty_handed = False
+        # A moving average that follows a change within some ten tasks.
+        known = self._seconds
+        share = 1 - (7 / 8) ** count
+        self._seconds = seconds if known is None else known + (seconds - known) * share
+        return count
+
+    def returned(self, worker: int, tasks: Sequence[int]) -> None:
+        """These came back unread from a worker's inbox, or could not be sent."""
+        state = self._workers[worker]
+        for task in tasks:
+            state.tasks.remove(task)
+        if state.quota is not None:
+            state.quota += len(tasks)
+        state.empty_handed = not tasks
+        self._sent -= len(tasks)
+        self._open[worker] = state
+        self._put_back(tasks)
+
+    def died(self, worker: int) -> list[int]:
+        """A worker is gone; what it had not taken was `returned` before.
+
+        Returns what it had taken and not begun, which waits again.
+        """
+        state = self._workers.pop(worker)
+        self._open.pop(worker, None)
+        self._retiring -= state.retiring
+        self._sent -= len(state.tasks)
+        self._spawn_failures, self._out_of_room = 0, False  # what it occupied is free
+        self._starting -= not state.started
+        if not state.started and not state.retiring:
+            self._start_failures += 1
+        if state.tasks:
+            running = state.tasks.popleft()
+            self._forget(running)
+            self._lost.append(Lose(running, worker))
+            self._put_back(state.tasks)
+        return list(state.tasks)
+
+    def has_started(self, worker: int) -> bool:
+        """Tell whether a worker has run its initializer."""
+        return self._workers[worker].started
+
+    def running(self, worker: int) -> int | None:
+        """Return the task that a worker runs, or will run next, as far as it has reported."""
+        state = self._workers.get(worker)
+        return state.tasks[0] if state and state.tasks else None
+
+    def retire(self, worker: int) -> Iterator[Action]:
+        """Replace a worker once it has finished what it has."""
+        state = self._workers[worker]
+        if not state.retiring:
+            state.retiring = True
+            self._retiring += 1
+            yield Retire(worker)
+
+    def withdrawn(self, worker: int, task: int) -> None:
+        """A task was cancelled before it could be sent to this worker."""
+        state = self._workers[worker]
+        state.tasks.remove(task)
+        self._sent -= 1
+        self._open[worker] = state
+        if state.quota is not None:
+            state.quota += 1
+        self._forget(task)
+
+    def close(self) -> None:
+        """No more tasks will come."""
+        self.closing = True
+
+    def stop(self) -> None:
+        """All workers were stopped, and all tasks settled."""
+        self.close()
+        self._workers.clear()
+        self._open.clear()
+        self._lost.clear()
+        self._retiring = self._sent = self._starting = self._postponed = 0
+        self._drain()
+
+    # what to do
+
+    def idle_workers(self) -> list[int]:
+        """Return the workers that may be `handed` tasks, while there is nothing to decide."""
+        if self._queued or self.closing or self._quota is not None or self._lost:
+            return []
+        return [
+            number
+            for number, state in self._open.items()
+            if state.started and not state.tasks and not state.retiring
+        ]
+
+    @property
+    def backlog(self) -> bool:
+        """Whether so many tasks wait that nobody would be sent more if there were others."""
+        return 0 < self._queued >= self._packet() * len(self._workers)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no task waits or runs."""
+        return not (self._queued or self._postponed or self._sent)
+
+    @property
+    def over(self) -> bool:
+        """Whether the pool is closed, and its workers are gone."""
+        return self.closing and self.idle and not self._workers and not self._lost
+
+    @property
+    def short(self) -> bool:
+        """Whether tasks wait, and it is time that may help: `try_again` in a moment."""
+        return self._out_of_room and (
+            self._queued > 0 or any(len(state.tasks) > 1 for state in self._workers.values())
+        )
+
+    def decide(self) -> Iterator[Action]:
+        """Yield what to do now. Each action is to be performed before the next is asked for."""
+        yield from self._lost
+        self._lost.clear()
+        while not self._out_of_room and len(self._workers) + self._spawning < self._wanted():
+            self._spawning += 1
+            yield Spawn()
+        if not self._workers and (attempts := self._gives_up()):
+            for task in self._drain():
+                yield Abandon(task, attempts)
+            return
+        yield from self._hand_out()
+        yield from self._rebalance()
+        if self._quota is None and not self.closing:
+            return
+        for number, state in list(self._workers.items()):
+            exhausted = state.quota == 0
+            if exhausted or (self.closing and self.idle):
+                yield from self.retire(number)
+
+    def _gives_up(self) -> int:
+        """Return after how many attempts no worker can be had, never or not now; or 0."""
+        if self._cannot_start():
+            self.broken = True
+            return max(self._init_failures, self._start_failures)
+        attempts = self._spawn_failures
+        if attempts < MOST_START_FAILURES:
+            return 0
+        self._spawn_failures, self._out_of_room = 0, False  # the next task is tried anew
+        return attempts
+
+    def _cannot_start(self) -> bool:
+        """Whether it must be assumed that no worker can."""
+        return (
+            self._init_failures >= MOST_START_FAILURES
+            or self._start_failures >= MOST_START_FAILURES + self.size
+        )
+
+    def _wanted(self) -> int:
+        """How many workers there should be; those that retire are being replaced."""
+        if self.broken or self._cannot_start():
+            return 0
+        if self.closing and not self._queued and not self._postponed:
+            return 0
+        return self.size + self._retiring
+
+    def _hand_out(self) -> Iterator[Action]:
+        """Give every worker something before any worker gets more."""
+        if not self._queued:
+            return
+        depth = self._depth()
+        if depth >= 2 * self._enough:  # now it is not
+            self._open, self._enough = self._workers.copy(), depth
+        workers = list(self._open.items())
+        if self._starting:  # these come last: they may take long
+            workers.sort(key=lambda item: not item[1].started)
+        packet = depth // 2
+        scarce = not packet or packet * len(self._workers) > self._queued
+        # Below how many tasks a worker gets some, and how many at most.
+        rounds: list[tuple[int, int]] = []
+        if scarce:
+            rounds.append((1, 1))
+        if depth > 1:
+            rounds.append((packet + 1, packet))
+        for enough, most in rounds:
+            for number, state in workers:
+                while self._queued and len(state.tasks) < enough and state.can_take():
+                    tasks = self._next_packet(state, most)
+                    if not tasks:
+                        break
+                    state.tasks.extend(tasks)
+                    self._sent += len(tasks)
+                    state.empty_handed = False
+                    waiting = self._queued
+                    yield Send(number, tasks)
+                    # If all of them were withdrawn, it gets the next ones now: it would
+                    # report nothing that wakes us. What could not be sent came back.
+                    if state.tasks or self._queued > waiting:
+                        break
+        for number, state in workers:
+            if len(state.tasks) > depth // 2 or not state.can_take():
+                self._open.pop(number, None)
+                self._enough = min(self._enough, depth)
+
+    def _depth(self) -> int:
+        """How many unreported tasks a worker may have."""
+        packet = self._packet()
+        if not packet:
+            return 1
+        # A share at most, lest the first worker takes all and the others idle.
+        share = -(-self._queued // max(1, len(self._workers)))
+        return 2 * max(1, min(packet, share))
+
+    def _packet(self) -> int:
+        """How many tasks to send at a time, if there are enough; 0 if none ahead of need."""
+        seconds = self._seconds
+        if seconds is None or seconds >= SEND_AHEAD_BELOW:
+            return 0
+        return min(MOST_IN_PACKET, int(PACKET_SECONDS / max(seconds, 1e-9))) or 1
+
+    def _next_packet(self, state: _Worker, room: int) -> list[int]:
+        """Take tasks for a worker from the queues."""
+        if state.quota is not None:
+            room = min(room, state.quota)
+        packet: list[int] = []
+        while len(packet) < room and self._queued:
+            priority = max(self._queues)
+            queue = self._queues[priority]
+            if queue[0] in self._alone:
+                if packet or state.tasks or not state.started:
+                    break
+                room = 1
+            elif state.tasks and state.tasks[0] in self._alone:
+                break
+            # Without any that must be alone, all that there is room for at once.
+            count = 1 if self._alone else min(room - len(packet), len(queue))
+            packet += [queue.popleft() for _ in range(count)]
+            self._queued -= count
+            if not queue:  # or there would be ever more, if each task has a priority of its own
+                del self._queues[priority]
+        if state.quota is not None:
+            state.quota -= len(packet)
+        return packet
+
+    def _rebalance(self) -> Iterator[Action]:
+        """When a worker has nothing and nobody waits, take back from the one that has most.
+
+        One that is still starting has taken nothing, and gives all that it has.
+        """
+        if self._queued or not self._sent:
+            return
+        if not any(
+            not state.tasks and state.started and state.can_take() for state in self._open.values()
+        ):
+            return
+        richest = max(self._workers, key=lambda number: self._workers[number].can_give())
+        if self._workers[richest].can_give():
+            yield TakeBack(richest)
+            yield from self._hand_out()
+
+    # the queues
+
+    def _put_back(self, tasks: Sequence[int]) -> None:
+        """Put tasks where they came from: before those that arrived after them."""
+        for task in reversed(tasks):
+            self._queues[self._priority.get(task, 0)].appendleft(task)
+        self._queued += len(tasks)
+
+    def _drain(self) -> list[int]:
+        tasks = [task for _, queue in sorted(self._queues.items(), reverse=True) for task in queue]
+        self._queues.clear()
+        self._queued = 0
+        for task in tasks:
+            self._forget(task)
+        return tasks
+
+    def _forget(self, task: int) -> None:
+        self._priority.pop(task, None)
+        self._alone.discard(task)

@@ -1,0 +1,1 @@
+"""What is known of a pool: figures, a trace, a page."""

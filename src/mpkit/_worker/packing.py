@@ -1,0 +1,216 @@
+"""A call on its way to a worker: its function by name, if it has one, and its arguments.
+
+A function at the top level of a module is pickled as a name anyway. To have a pickler find
+that out takes longer than to pickle a few arguments, and so does it to read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import sys
+from types import BuiltinFunctionType, FunctionType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from mpkit import _parcel
+from mpkit._call import PARTS, Call
+from mpkit._parcel import Parcel
+from mpkit._platform import mains
+from mpkit._worker.chunks import run_each
+from mpkit._worker.slices import Bounds, run_slice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mpkit._reader import Reader
+
+#: A call begins with how many bytes of name follow, or this, if all of it is in the message.
+_NAMELESS: Final = b"\x00"
+_LONGEST: Final = 254
+#: Or this, if it is a part of one: then follow the first of its items, the one behind the last,
+#: the seconds that there are for them, and how many may be done between two looks at the clock;
+#: and then the call with all of them.
+_PART: Final = b"\xff"
+_PART_HEAD = struct.Struct("=cQQdQ")
+assert _PART_HEAD.size + 1 + _LONGEST <= _parcel.MOST_HEAD
+
+
+def pack(call: Call, reader: Reader | None) -> tuple[bytes, Parcel | None]:
+    """Pickle a call for a reader; return it, or its head and the parcel that is to be sealed with that.
+
+    Raises NotPicklable, naming what cannot travel.
+    """
+    head, parcel = _pack(call, reader)
+    return (head, None) if parcel is None else _sealed(head, parcel)
+
+
+def _pack(call: Call, reader: Reader | None) -> tuple[bytes, Parcel | None]:
+    fn, args, kwargs = call.fn, call.args, call.kwargs
+    head = _named(fn, reader)
+    if head is None:
+        head = _NAMELESS
+        return head, _parcel.pack((fn, args, kwargs), f"{call.what}(...)", PARTS, reader)
+    if not args and not kwargs:
+        return head, None
+    return head, _parcel.pack((args, kwargs), f"{call.what}(...)", PARTS[1:], reader)
+
+
+def _sealed(head: bytes, parcel: Parcel) -> tuple[bytes, Parcel | None]:
+    """Put both into one message now, if that is all; or leave it to who sends the parcel."""
+    return (parcel.seal(head)[0], None) if parcel.plain else (head, parcel)
+
+
+#: Bytes of a function that is sent once for all tasks in a packet. (Arbitrary: a closure that
+#: cloudpickle has packed takes some 600.)
+_MOST_COMMON: Final = 4096
+
+
+class Each:
+    """What all tasks of an `imap` are: a function, called with the items of a chunk of its own.
+
+    The function is pickled once, here; raises NotPicklable. Most are sent once in a packet.
+    """
+
+    def __init__(self, fn: Callable[..., Any], reader: Reader | None) -> None:
+        call = Call(fn, (), {})
+        self.what = call.what
+        self._reader = reader
+        head, parcel = pack(call, reader)
+        small = parcel is None and len(head) <= _MOST_COMMON
+        self._common = head if small else b""
+        if parcel is not None:
+            parcel.close()
+        self._fn = fn
+
+    def pack(self, chunk: list[Any]) -> tuple[bytes, Parcel | None, bytes]:
+        """Return what `pack` does of a call with a chunk, and the function if it is beside that."""
+        common = self._common
+        if common:
+            parcel = _parcel.pack(chunk, f"an item for {self.what}", reader=self._reader)
+            if not parcel.plain or len(parcel.stream) + len(common) <= _parcel.MOST_INLINE:
+                return *_sealed(b"", parcel), common
+        call = Call(run_each, (self._fn, chunk), {})
+        call.what = self.what
+        return *pack(call, self._reader), b""
+
+
+def unpack_each(common: bytes, data: bytes, fds: list[int]) -> tuple[Callable[..., Any], list[Any]]:
+    """Return the function and the chunk of a task. Raises what unpickling raises."""
+    fn, _, _ = unpack(common, [])
+    return fn, _parcel.unpack(data, fds)
+
+
+#: Bytes of a chunk that is sent again for each slice. (To send and unpickle them takes about as
+#: long as a slice lasts.)
+MOST_AGAIN: Final = 2**22
+
+
+class Chunk(NamedTuple):
+    """A packed call of a function with the items of a chunk, and whether they are arguments."""
+
+    head: bytes
+    stream: bytes
+
+
+class Part(NamedTuple):
+    """The call of `slices.run_slice` for some items of a chunk."""
+
+    chunk: Chunk
+    bounds: Bounds
+
+    def seal(self) -> tuple[bytes, Parcel | None]:
+        """Return what `pack` does of a call."""
+        head = _PART_HEAD.pack(_PART, *self.bounds) + self.chunk.head
+        parcel = Parcel()
+        parcel.hold(self.chunk.stream)
+        return _sealed(head, parcel)
+
+
+def pack_chunk(call: Call, reader: Reader | None) -> Chunk | None:
+    """Pickle a call so that it can be sent again and again; None if that cannot or should not be.
+
+    Large buffers, in which several workers would write, cannot, nor can what moves only once;
+    and what is large is not worth while to be sent and unpickled for each slice of it.
+    """
+    head, parcel = _pack(call, reader)
+    if parcel is None:
+        return None
+    with contextlib.closing(parcel):
+        again = parcel.alone and len(parcel.stream) <= MOST_AGAIN
+        return Chunk(head, parcel.stream) if again else None
+
+
+def unpack(data: bytes, fds: list[int]) -> tuple[Callable[..., Any], Any, Any]:
+    """Return the function and the arguments of a call. Raises what unpickling raises."""
+    length = data[0]
+    if length == _PART[0]:
+        _, *bounds = _PART_HEAD.unpack_from(data)
+        fn, (chunk, star), _ = unpack(data[_PART_HEAD.size :], fds)
+        return run_slice, (fn, chunk, star, Bounds(*bounds)), {}
+    if not length:
+        fn, args, kwargs = _parcel.unpack(data, fds, 1)
+        return fn, args, kwargs
+    end = 1 + length
+    text = data[1:end]
+    try:
+        module, name = _names[text]
+        fn = sys.modules[module].__dict__[name]
+    except KeyError:
+        fn = _find(text)
+    if end == len(data):
+        return fn, (), {}
+    args, kwargs = _parcel.unpack(data, fds, end)
+    return fn, args, kwargs
+
+
+#: The functions that were called lately, by their ids: their modules, names and heads; and if
+#: that is the main module, a reader that has them.
+_known: dict[int, tuple[Any, str, str, bytes, Reader | None]] = {}
+_MOST_KNOWN: Final = 1000
+
+
+def _named(fn: Callable[..., Any], reader: Reader | None) -> bytes | None:
+    """Return the head of a call of a function that its module has by its name, or None.
+
+    None as well if that is the main module, and the reader has no such name in it.
+    """
+    known = _known.get(id(fn))
+    if known is not None:
+        same, module, name, head, has_it = known
+        if same is fn and (has_it is None or has_it is reader) and _is_there(fn, module, name):
+            return head
+    if type(fn) not in (FunctionType, BuiltinFunctionType):
+        return None
+    module, name = fn.__module__, fn.__qualname__
+    if not module or not _is_there(fn, module, name):  # a method of a builtin class has none
+        return None
+    in_main = module in mains.NAMES
+    if in_main and reader and not reader.has(name, fn):
+        return None
+    text = f"{module}\n{name}".encode()
+    if len(text) > _LONGEST:
+        return None
+    head = bytes([len(text)]) + text
+    if not in_main or reader:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[id(fn)] = fn, module, name, head, reader if in_main else None
+    return head
+
+
+def _is_there(fn: Callable[..., Any], module: str, name: str) -> bool:
+    names: dict[str, Any] = getattr(sys.modules.get(module), "__dict__", {})
+    return names.get(name) is fn
+
+
+#: The module and the name that heads stand for which came here.
+_names: dict[bytes, tuple[str, str]] = {}
+
+
+def _find(text: bytes) -> Any:
+    """Import a function, as pickle would."""
+    module, name = text.decode().split("\n")
+    __import__(module)
+    fn = getattr(sys.modules[module], name)
+    _names[text] = module, name
+    return fn
