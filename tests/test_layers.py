@@ -120,6 +120,7 @@ LAYERS = [
     "_pool.inline",
     "_pool.lazy",
     "_pool.gather",
+    "_pool.caller",
     "_pool.executor",
     "_pool.calls",
     "_pool.pool",

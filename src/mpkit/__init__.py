@@ -38,7 +38,7 @@ a few processes, and `wait` waits for any of them.
 #                feeds, ledger, inbox, crew, roster, shortcut, warden, verdict, dispatch, mailbox,
 #                supervisor, backend, engine
 #   _pool/       TaskPool: progress, async_input, lookahead, window, results, on_executor, inline,
-#                lazy, gather, executor, calls, pool
+#                lazy, gather, caller, executor, calls, pool
 #   _selftest    tries all of that         _doctor     for `python -m mpkit doctor`
 #   joblib       a backend of joblib, for who imports it
 #

@@ -1,0 +1,196 @@
+"""How calls get from a pool's facade to what it runs on: one by one, as maps, as they are consumed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from mpkit import _outcome
+from mpkit._call import Call
+from mpkit._pool import progress as progress_
+from mpkit._pool.gather import Gather
+from mpkit._pool.inline import Inline
+from mpkit._pool.lazy import LazyResults, run_each_here
+from mpkit._pool.lookahead import AHEAD
+from mpkit._pool.results import Results
+from mpkit._task import carriage
+from mpkit._task.options import whole_number
+from mpkit._task.task import Task
+from mpkit._worker import chunks, packing
+from mpkit._worker.slices import MANY, SLICE_SECONDS, Bounds
+
+if TYPE_CHECKING:
+    import itertools
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from mpkit._engine.backend import Backend
+    from mpkit._pool.gather import Slice
+    from mpkit._pool.progress import Progress
+    from mpkit._task.options import Options
+
+R = TypeVar("R")
+
+
+class Caller:
+    """What the methods of `Calls` have in common."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        options: Options,
+        owner: object,
+        numbers: itertools.count[int] | None = None,
+    ) -> None:
+        """Not for users: pools make them."""
+        backend.check(options)
+        self._backend = backend
+        self._options = options
+        # So that the pool lives as long as somebody can give it calls.
+        self._owner = owner
+        #: What goes with calls besides their arguments, if that is anything.
+        self._carriage = carriage.of(options, numbers)
+
+    def _submit(
+        self,
+        fn: Callable[..., R],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        name: str | None = None,
+        *,
+        fed: bool = False,
+        kind: type[Task[Any]] = Task,
+    ) -> Task[R]:
+        call = Call(function(fn), tuple(args), dict(kwargs))
+        if name is not None:  # what runs is a function of ours, with the caller's
+            call.what = name
+        task: Task[R] = kind(call.what, self._options, self, self._backend)
+        if callback is not None or error_callback is not None:
+            check_callbacks(callback, error_callback)
+            task.call_back(callback, error_callback)
+        self._backend.submit(task, call, fed)
+        return task
+
+    def _task(self, name: str) -> Task[Any]:
+        return Task(name, self._options, self, self._backend)
+
+    def _map(
+        self,
+        fn: Callable[..., R],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        callback: Callable[[list[R]], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+        progress: Progress,
+        *,
+        star: bool,
+    ) -> Task[list[R]]:
+        if chunksize is not None:
+            chunksize = whole_number("chunksize", chunksize, 1)
+        function(fn)
+        check_callbacks(callback, error_callback)
+        self._backend.check_open()
+        name = _outcome.describe(fn)
+        if self._carriage is not None:
+            fn, iterable, star = self._carriage.each(fn, iterable, star=star)
+        items = list(iterable)
+        size = chunksize or chunks.default_size(len(items), self._backend.workers)
+        pieces = list(chunks.split(items, size))
+        sliced = chunksize is None and size > 1
+        parts: _Parts[R] = _Parts(self, fn, pieces, star=star, sliced=sliced)
+        meter = progress_.meter(progress, len(items))
+        sizes = [len(piece) for piece in pieces]
+        longest = math.inf if self._options.timeout is None else SLICE_SECONDS
+        gather: Gather[R] = Gather(self._backend, parts.submit, sizes, meter, longest)
+        whole = gather.whole = Task(f"map of {name}", self._options, control=gather)
+        whole.call_back(callback, error_callback)
+        gather.begin()
+        return whole
+
+    def _imap(
+        self,
+        fn: Callable[[Any], R],
+        iterable: Iterable[Any],
+        chunksize: int,
+        progress: Progress,
+        *,
+        ordered: bool,
+    ) -> Results[R]:
+        chunksize = whole_number("chunksize", chunksize, 1)
+        function(fn)
+        self._backend.check_open()
+        iter(iterable)  # a TypeError is the caller's, and not the feeder thread's
+        total = len(iterable) if isinstance(iterable, Sized) else None
+        name = _outcome.describe(fn)
+        if self._carriage is not None:
+            fn, iterable, _ = self._carriage.each(fn, iterable, star=False)
+
+        submit_chunk = self._backend.submit_chunk
+        each = None if submit_chunk is None else packing.Each(fn, self._backend.reader)
+
+        def submit(chunk: list[Any]) -> Task[list[tuple[bool, Any]]]:
+            if submit_chunk is None or each is None:
+                return self._submit(run_each, (fn, chunk), {}, name=name, fed=True)
+            task = self._task(name)
+            submit_chunk(task, each, chunk)
+            return task
+
+        meter = progress_.meter(progress, total)
+        if isinstance(self._backend, Inline):
+            packing.Each(fn, None)  # raises if it cannot travel, as everywhere
+            run_each = run_each_here
+            return LazyResults(submit, self._backend, iterable, chunksize, meter)
+        run_each = chunks.run_each
+        bound = AHEAD * self._backend.workers
+        feeds, later = self._backend.feeds, self._backend.later
+        return Results(submit, feeds, iterable, chunksize, later, bound, meter, ordered=ordered)
+
+
+def function(fn: Any) -> Any:
+    if not callable(fn):
+        raise TypeError(f"a pool calls functions, not {fn!r}")
+    return fn
+
+
+def check_callbacks(*callbacks: Any) -> None:
+    for callback in callbacks:
+        if callback is not None and not callable(callback):
+            raise TypeError(f"a callback is a function, not {callback!r}")
+
+
+class _Parts(Generic[R]):
+    """Submits the parts of a map: chunks, or slices of chunks that are pickled once."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        fn: Callable[..., R],
+        pieces: Sequence[Sequence[Any]],
+        *,
+        star: bool,
+        sliced: bool,
+    ) -> None:
+        self._caller = caller
+        self._fn = fn
+        self._name = _outcome.describe(fn)
+        self._pieces = pieces
+        self._star = star
+        #: Submits a slice; None if chunks stay whole.
+        self._submit_part = caller._backend.submit_part if sliced else None
+
+    def submit(self, part: Slice) -> Task[tuple[list[R], float]]:
+        """Submit a slice of a chunk; or all of it, if it stays whole or cannot be sent again."""
+        args = self._pieces[part.chunk], self._star
+        if self._submit_part is not None and part.packed is None:
+            call, reader = Call(self._fn, args, {}), self._caller._backend.reader
+            part.packed = packing.pack_chunk(call, reader)
+        if self._submit_part is None or part.packed is None:
+            return self._caller._submit(chunks.run_all, (self._fn, *args), {}, name=self._name)
+        task = self._caller._task(self._name)
+        # With a timeout after each item, or long ones behind many short ones would exceed it.
+        most = MANY if self._caller._options.timeout is None else 1
+        what = packing.Part(part.packed, Bounds(part.start, part.stop, part.seconds, most))
+        self._submit_part(task, what, part.start > 0)  # the pool may have been closed meanwhile
+        return task
