@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -248,8 +249,9 @@ def test_what_makes_no_sense_is_said_at_once(
 
 
 def test_what_cannot_be_honoured_is_refused() -> None:
-    with mpkit.TaskPool(0) as pool, pytest.raises(ValueError, match="timeout"):
-        joblib.parallel_config("mpkit", pool=pool, timeout=1)
+    with ThreadPoolExecutor(1) as executor, mpkit.TaskPool(on=executor) as pool:
+        with pytest.raises(ValueError, match="timeout"):
+            joblib.parallel_config("mpkit", pool=pool, timeout=1)
     with pytest.raises(ValueError, match=r"mmap_mode='r\+'"):
         joblib.Parallel(2, backend="mpkit", mmap_mode="r+")(calls(abs, [1]))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import mpkit
-from mpkit._pool import calls, gather
+from mpkit._pool import caller, gather
 from tests import poolwork
 from tests.support import PATIENCE, python
 
@@ -269,7 +269,7 @@ def test_callbacks_that_submit_the_next_may_do_so_for_ever() -> None:
 
 
 def test_a_map_of_many_slices_is_no_deep_recursion(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (gather, calls):
+    for module in (gather, caller):
         monkeypatch.setattr(module, "SLICE_SECONDS", 1e-9)
     with mpkit.TaskPool(0, timeout=60) as pool:
         assert pool.map(poolwork.square, range(3000)) == [n * n for n in range(3000)]

@@ -164,8 +164,8 @@ def test_a_number_that_makes_no_sense_is_refused(wrong: Any, error: type[Excepti
 
 
 def test_a_pool_without_workers_of_its_own_cannot_tell_them() -> None:
-    with pytest.raises(ValueError, match="threads_per_worker= makes no sense"):
-        mpkit.TaskPool(0, threads_per_worker=2)
+    with mpkit.TaskPool(0, threads_per_worker=2) as pool:  # as for all that is for workers
+        assert pool.threads_per_worker is None
     with ThreadPoolExecutor(1) as executor:
         with pytest.raises(ValueError, match="threads_per_worker= makes no sense"):
             mpkit.TaskPool(on=executor, threads_per_worker=2)
