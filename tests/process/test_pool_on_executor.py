@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,6 @@ from tests.documents import ROOT
 from tests.support import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -122,33 +121,20 @@ def test_an_initializer_of_threads_that_failed_is_told_as_such(
             assert isinstance(error.__cause__, concurrent.futures.BrokenExecutor)
 
 
-class Flaky(Executor):
-    """Loses the first so many calls, and goes on."""
+def test_a_callback_of_a_task_that_has_died_may_submit_another(processes: Executor) -> None:
+    """From Python 3.12 on the executor calls it while it holds the lock that its submit takes."""
+    refused: list[BaseException] = []
+    with mpkit.TaskPool(on=processes) as pool:
 
-    def __init__(self, losses: int) -> None:
-        self.losses = losses
+        def submit(_: object) -> None:
+            try:
+                pool.submit(poolwork.square, 1)
+            except RuntimeError as error:
+                refused.append(error)
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()
-        if self.losses:
-            self.losses -= 1
-            future.set_exception(concurrent.futures.BrokenExecutor("lost one"))
-        else:
-            future.set_result(fn(*args, **kwargs))
-        return future
-
-
-def test_where_an_executor_survives_a_death_retries_are_for_it() -> None:
-    with mpkit.TaskPool(on=Flaky(2), retries=2) as pool:
-        task = pool.submit(poolwork.square, 3)
-        assert (task.result(), task.attempts) == (9, 3)
-    with mpkit.TaskPool(on=Flaky(2), retries=1) as pool:
-        error = pool.submit(poolwork.square, 3).exception()
-        assert isinstance(error, mpkit.WorkerDied)
-        assert "attempt 1 failed with WorkerDied" in error.__notes__[0]
-        stats = pool.stats()
-    assert (stats.submitted, stats.failed, stats.lost, stats.retries) == (1, 1, 2, 1)
+        task = pool.apply_async(poolwork.die, ("SIGKILL",), error_callback=submit)
+        assert isinstance(task.exception(PATIENCE), mpkit.WorkerDied)
+    assert [type(error) for error in refused] == [mpkit.PoolClosed]
 
 
 # cancellation

@@ -13,7 +13,7 @@ import threading
 import time
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from concurrent.futures.thread import BrokenThreadPool
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mpkit import _outcome
 from mpkit._engine.backend import tries_again
@@ -67,6 +67,9 @@ class OnExecutor:
         #: Dask runs what it takes for the same call once, for all that ask for it.
         self._extra: dict[str, Any] = {"pure": False} if _takes_calls_for_pure(executor) else {}
         self._closed_because: str | None = None
+        #: What the executor said when it broke. It is not asked again: it may hold its own lock
+        #: while it says so, and who submits in a callback would wait for that for ever.
+        self._broken: BrokenExecutor | None = None
         self.feeds = Feeds()
         self._here = _Here()
         self._all_settled = Condition()
@@ -87,6 +90,8 @@ class OnExecutor:
                 )
 
     def check_open(self, fed: bool = False) -> None:
+        if self._broken is not None:
+            self._refuse(self._broken)
         why = self._closed_because
         if why is not None and not (fed and why == _CLOSED):
             raise PoolClosed("the pool", why)
@@ -112,15 +117,20 @@ class OnExecutor:
             inner = self._executor.submit(fn, *call.args, **self._extra)
         except RuntimeError as error:
             if isinstance(error, BrokenExecutor) or "shutdown" in str(error):
-                raise PoolClosed("the pool", f"its {self._kind} does not: {error}") from error
+                self._refuse(error)
             raise
         self._given[task] = inner
         inner.add_done_callback(lambda inner: self._ended(task, call, inner, began))
+
+    def _refuse(self, error: RuntimeError) -> NoReturn:
+        raise PoolClosed("the pool", f"its {self._kind} does not: {error}") from error
 
     def _ended(self, task: Task[Any], call: Call, inner: Future[Any], began: float) -> None:
         """The executor has done with a task. It calls this in any of its threads."""
         error: BaseException | None = None
         if not inner.cancelled() and (raised := inner.exception()) is not None:
+            if isinstance(raised, BrokenExecutor):
+                self._broken = raised
             error, died = self._told(task, raised)
             self._record(task, began, failed=True, lost=died)
             if self._runs_again(task, call, error, died=died):
@@ -145,6 +155,8 @@ class OnExecutor:
         if not tries_again(task, error, crashed=died):
             return False
         try:
+            if self._broken is not None:
+                self._refuse(self._broken)
             self._try(task, call)
         except Exception as refusal:  # noqa: BLE001  whatever it was: this is how the task ended
             task.attempts, task._failures = attempts, failures
