@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import pytest
 
+import mpkit
 from mpkit import NotPicklable
 from mpkit._call import Call
 from mpkit._frames import PACKET
@@ -142,6 +143,19 @@ def test_a_chunk_and_its_function_fit_in_a_packet(spare: int) -> None:
         with contextlib.closing(parcel):
             data, _ = parcel.seal(data)
     assert len(wire.encode_run([wire.Load(1, data)], common=common)) <= PACKET
+
+
+@pytest.mark.parametrize("spare", [300, 1000, 2000, 3000, 4000])
+def test_a_chunk_with_a_channel_and_its_function_fit_in_a_packet(spare: int) -> None:
+    ours, theirs = mpkit.channel()
+    with ours, theirs:
+        chunk = [theirs, bytes(MOST_INLINE - spare)]
+        data, parcel, common = packing.Each(functools.partial(max, bytes(3000)), None).pack(chunk)
+        assert parcel is not None
+        with contextlib.closing(parcel):
+            data, fds = parcel.seal(data)
+            assert fds
+            assert len(wire.encode_run([wire.Load(1, data)], common=common)) <= PACKET
 
 
 def test_what_cannot_travel_to_an_imap_is_named() -> None:

@@ -87,8 +87,10 @@ class Each:
         common = self._common
         if common:
             parcel = _parcel.pack(chunk, f"an item for {self.what}", reader=self._reader)
-            if not parcel.plain or len(parcel.stream) + len(common) <= _parcel.MOST_INLINE:
+            size, most = len(parcel.stream), _parcel.MOST_INLINE
+            if size > most or size + len(common) <= most:  # or both are too much for a packet
                 return *_sealed(b"", parcel), common
+            parcel.close()
         call = Call(run_each, (self._fn, chunk), {})
         call.what = self.what
         return *pack(call, self._reader), b""

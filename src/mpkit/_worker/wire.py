@@ -30,7 +30,7 @@ class Run(NamedTuple):
 
     If they are ``asked`` for, by a caller who waits, ring back for each, too (`encode_ring`).
     ``number`` is that of the packet, of those to one worker: see `journal`. If there is a
-    ``common`` function (`packing.pack_function`), the loads are chunks that it is called with.
+    ``common`` function (of `packing.Each`), the loads are chunks that it is called with.
     """
 
     loads: list[Load]
