@@ -36,6 +36,74 @@ def test_an_input_of_either_kind(start_method: str) -> None:
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
 
+@pytest.mark.parametrize("seed", [None, 1])
+def test_without_workers_the_consumer_pulls_the_input(seed: int | None) -> None:
+    """The thread of the loop must not wait for what that loop is to pull."""
+
+    async def main() -> None:
+        async with mpkit.TaskPool(0, seed=seed) as pool:
+            squares = [n * n for n in range(5)]
+            assert [n async for n in pool.aimap(poolwork.square, numbers(5), 2)] == squares
+            results = pool.aimap_unordered(poolwork.square, numbers(5))
+            by_others = await asyncio.gather(*(anext(results) for _ in range(3)))
+            assert [*sorted(by_others), *[n async for n in results]] == squares
+            async with pool.aimap(poolwork.square, numbers()) as endless:
+                assert [await anext(endless) for _ in range(3)] == squares[:3]
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_without_workers_what_the_input_raises_is_raised_when_its_turn_comes() -> None:
+    async def broken() -> AsyncIterator[int]:
+        yield 2
+        raise LookupError("input")
+
+    async def main() -> None:
+        async with mpkit.TaskPool(0) as pool:
+            results = pool.aimap(poolwork.square, broken())
+            assert await anext(results) == 4
+            with pytest.raises(LookupError, match="input"):
+                await anext(results)
+            with pytest.raises(StopAsyncIteration):
+                await anext(results)
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_without_workers_who_waits_in_the_loop_for_its_input_is_told_so() -> None:
+    async def main() -> None:
+        async with mpkit.TaskPool(0) as pool:
+            results = pool.aimap(poolwork.square, numbers(3))
+            with pytest.raises(RuntimeError, match="async for"):
+                next(results)
+            results = pool.aimap(poolwork.square, numbers(3))
+            assert await asyncio.to_thread(list, results) == [0, 1, 4]
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_without_workers_a_consumer_who_is_cancelled_loses_no_item() -> None:
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def held() -> AsyncIterator[int]:
+            await go.wait()
+            yield 3
+
+        async with mpkit.TaskPool(0) as pool:
+            results = pool.aimap(poolwork.square, held())
+            waits = asyncio.ensure_future(anext(results))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            waits.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waits
+            go.set()
+            assert [n async for n in results] == [9]
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
 def test_an_endless_input_is_pulled_no_further_than_it_must() -> None:
     pulled = 0
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
+from collections.abc import AsyncIterable, Sized
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mpkit import _outcome
 from mpkit._call import Call
+from mpkit._pool import async_input
 from mpkit._pool import progress as progress_
+from mpkit._pool.async_input import Awaited
 from mpkit._pool.gather import Gather
 from mpkit._pool.inline import Inline
 from mpkit._pool.lazy import LazyResults, run_each_here
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from mpkit._task.options import Options
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Caller:
@@ -123,6 +126,7 @@ class Caller:
         self._backend.check_open()
         iter(iterable)  # a TypeError is the caller's, and not the feeder thread's
         total = len(iterable) if isinstance(iterable, Sized) else None
+        awaited = iterable if isinstance(iterable, Awaited) else None
         name = _outcome.describe(fn)
         if self._carriage is not None:
             fn, iterable, _ = self._carriage.each(fn, iterable, star=False)
@@ -141,11 +145,19 @@ class Caller:
         if isinstance(self._backend, Inline):
             packing.Each(fn, None)  # raises if it cannot travel, as everywhere
             run_each = run_each_here
-            return LazyResults(submit, self._backend, iterable, chunksize, meter)
+            return LazyResults(submit, self._backend, iterable, chunksize, meter, awaited)
         run_each = chunks.run_each
         bound = AHEAD * self._backend.workers
         feeds, later = self._backend.feeds, self._backend.later
         return Results(submit, feeds, iterable, chunksize, later, bound, meter, ordered=ordered)
+
+    def _pulled(self, iterable: Iterable[T] | AsyncIterable[T]) -> Iterable[T]:
+        """Return what has the items of an input that may be asynchronous."""
+        if not isinstance(iterable, AsyncIterable):
+            return iterable
+        if isinstance(self._backend, Inline):
+            return Awaited(iterable)
+        return async_input.pulled(iterable)
 
 
 def function(fn: Any) -> Any:

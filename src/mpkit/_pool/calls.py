@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from mpkit._pool.caller import Caller, function
@@ -12,7 +11,7 @@ from mpkit._task.asked import Asked
 from mpkit._task.task import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 
     from typing_extensions import Unpack
 
@@ -298,7 +297,7 @@ class Calls(Caller):
             [1, 2]
 
         """
-        return self.imap(func, _pulled(iterable), chunksize, progress=progress)
+        return self.imap(func, self._pulled(iterable), chunksize, progress=progress)
 
     def aimap_unordered(
         self,
@@ -309,15 +308,7 @@ class Calls(Caller):
         progress: Progress = None,
     ) -> Results[R]:
         """As `aimap`, with each result as soon as it is there, in no particular order."""
-        return self.imap_unordered(func, _pulled(iterable), chunksize, progress=progress)
-
-
-def _pulled(iterable: Iterable[T] | AsyncIterable[T]) -> Iterable[T]:
-    if not isinstance(iterable, AsyncIterable):
-        return iterable
-    from mpkit._pool import async_input  # noqa: PLC0415  asyncio is slow to import
-
-    return async_input.pulled(iterable)
+        return self.imap_unordered(func, self._pulled(iterable), chunksize, progress=progress)
 
 
 def _result(task: Task[R]) -> R:

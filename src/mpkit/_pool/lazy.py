@@ -21,6 +21,7 @@ from mpkit._worker import chunks
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from mpkit._pool.async_input import Awaited
     from mpkit._pool.inline import Inline
     from mpkit._pool.progress import Meter
     from mpkit._task.task import Task
@@ -38,9 +39,12 @@ class LazyResults(Results[R]):
         items: Iterable[Any],
         chunksize: int,
         meter: Meter,
+        awaited: Awaited[Any] | None = None,
     ) -> None:
-        """Not for users: pools make them."""
+        """Not for users: pools make them. ``awaited`` is what ``items`` come from, if they are."""
         self._values = deque()
+        self._awaited = awaited
+        self._chunksize = chunksize
         self._submit = submit  # keeps the pool alive as long as its results are wanted
         self._input = _Input(submit, backend, chunks.split(items, chunksize), meter)
         backend.enter(self._input)
@@ -62,6 +66,8 @@ class LazyResults(Results[R]):
         import asyncio  # noqa: PLC0415  who awaits has it; nobody else should pay for it
 
         await asyncio.sleep(0)  # others have their turn between two results, at least
+        if self._awaited is not None and not self._values:
+            await self._awaited.ahead(self._chunksize)
         try:
             return self.next()
         except StopIteration:
