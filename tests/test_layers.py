@@ -24,6 +24,7 @@ LAYERS = [
     "_platform.stdlib",
     "_platform.threads",
     "_platform.future",
+    "_platform.cstdio",
     "_platform.debuggers",
     "_reach",
     "_fork",

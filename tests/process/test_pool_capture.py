@@ -86,6 +86,34 @@ def test_all_that_a_task_writes_is_kept_in_order(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("", "")
 
 
+#: A program whose C library keeps back what is printed, as that goes to no terminal.
+PRINTS_BY_C = """
+import ctypes, sys
+import mpkit
+
+def prints(text):
+    ctypes.CDLL(None).printf(text + b"|")
+    print("Python", end="|")
+
+if __name__ == "__main__":
+    ctypes.CDLL(None).printf(b"the parent's\\n")
+    with mpkit.TaskPool(1, context=sys.argv[1], capture=True) as pool:
+        tasks = [pool.submit(prints, text) for text in (b"one", b"two")]
+    print([task.output for task in tasks], file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_what_c_code_prints_is_that_of_its_task(method: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PRINTS_BY_C)
+    buffered = {name: it for name, it in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, str(program), method]
+    ran = subprocess.run(command, capture_output=True, text=True, env=buffered, timeout=PATIENCE)
+    assert ran.stderr == "['one|Python|', 'two|Python|']\n"
+    assert ran.stdout == "the parent's\n"
+
+
 #: Not "forkserver": its workers have the streams of the server, which may run for long.
 OUR_STREAMS = ["fork", "spawn"]
 

@@ -16,7 +16,7 @@ import sys
 from typing import Final
 
 from mpkit import _fork
-from mpkit._platform import memory
+from mpkit._platform import cstdio, memory
 from mpkit._platform.descriptors import identity
 from mpkit._worker.lent import Lent
 
@@ -63,6 +63,7 @@ class Capture:
         # Those that a fork handed down may write to something else (pytest's, a notebook's), and
         # keep in a buffer what a worker that is killed never writes.
         self._replaced = sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__
+        cstdio.keep_nothing_back()
         sys.stdout = sys.__stdout__ = _stream(1, "surrogateescape")  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = _stream(2, "backslashreplace")  # type: ignore[misc]
 
