@@ -28,6 +28,7 @@ EXTRAS: Final = {
     "tqdm": "bars of progress",
     "threadpoolctl": "forked workers heed threads_per_worker, too",
     "distributed": "pools on Dask",
+    "joblib": "a backend of it, and so of scikit-learn's n_jobs",
     "numpy": "no extra: its arrays travel as shared memory",
 }
 
