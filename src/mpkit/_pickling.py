@@ -19,7 +19,7 @@ import pickle
 import reprlib
 from collections import ChainMap
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mpkit import _byvalue, _reader
 from mpkit._culprit import path_to
@@ -49,6 +49,18 @@ _IN_PACKET = PACKET - 4096
 #: The reducers of copyreg, and those of multiprocessing for sockets and connections.
 _COPYREG: dict[type, Any] = copyreg.dispatch_table
 _EXTRA: dict[type, Any] = getattr(ForkingPickler, "_extra_reducers")  # noqa: B009
+
+
+class Stays:
+    """What cannot travel says so, and not which of its parts could not."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} objects stay in the process that made them: leave it out of what is "
+            "sent (a method takes along its whole object, but for what its __getstate__ omits)"
+        )
 
 
 def _reduce_view(view: memoryview) -> tuple[Any, ...]:

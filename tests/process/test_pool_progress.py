@@ -89,6 +89,12 @@ def test_each_item_of_a_chunk_whose_worker_died_is_told_of(
     assert heard.done == 20
 
 
+def test_the_class_of_a_bar_is_no_bar(pool: mpkit.TaskPool) -> None:
+    kind: Any = tqdm
+    with pytest.raises(TypeError, match="not the class of one"):
+        pool.map(abs, [1], progress=kind)
+
+
 def test_the_items_of_a_map_that_failed_are_done_with(pool: mpkit.TaskPool) -> None:
     heard = Heard()
     with pytest.raises(mpkit.WorkerDied):

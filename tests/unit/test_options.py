@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import mpkit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_options_say_what_was_asked_and_nothing_else() -> None:
@@ -64,6 +68,22 @@ def test_a_pool_has_the_options_it_is_given_and_those_by_name_change_them() -> N
 def test_only_options_are_options() -> None:
     with pytest.raises(TypeError, match="mpkit.Options"):
         mpkit.TaskPool(0, options={"retries": 3})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "hint"),
+    [
+        (mpkit.TaskPool, "worker", "did you mean 'workers'?"),
+        (mpkit.TaskPool, "maxtaskperchild", "did you mean 'maxtasksperchild'?"),
+        (mpkit.Options, "timout", "did you mean 'timeout'?"),
+        (mpkit.Options, "workers", "there are backoff, label"),
+    ],
+)
+def test_what_is_no_option_is_told_from_what_is(
+    make: Callable[..., object], given: str, hint: str
+) -> None:
+    with pytest.raises(TypeError, match=f"no option {given!r}: {re.escape(hint)}"):
+        make(**{given: 1})
 
 
 SETTINGS = ["tasks_per_worker", "maxtasksperchild", "memory_limit"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+import mpkit
 from mpkit import _pickling
 from mpkit._errors import MpkitError, NotPicklable, WouldDeadlock
 from mpkit._parcel import pack
@@ -222,3 +223,24 @@ def test_a_failed_packing_keeps_no_descriptor() -> None:
     assert there.recv() == "still here"
     here.close()
     there.close()
+
+
+class Program:
+    """One that has a pool among its attributes."""
+
+    def __init__(self, pool: mpkit.TaskPool) -> None:
+        self.pool = pool
+
+    def run(self, number: int) -> int:
+        return number
+
+
+def test_a_pool_says_itself_that_it_cannot_travel() -> None:
+    with mpkit.TaskPool(0) as pool:
+        method = Program(pool).run
+        with pytest.raises(mpkit.NotPicklable, match=r"TaskPool objects stay.*self__\.pool, which"):
+            pool.map(method, [1])
+        of_it: list[object] = [pool.options(), pool.executor, pool.submit(abs, 1)]
+        for thing in [*of_it, pool.imap(abs, [1])]:
+            with pytest.raises(mpkit.NotPicklable, match=f"{type(thing).__name__} objects stay"):
+                pool.submit(abs, thing)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mpkit
+from mpkit._task import seeds
 from mpkit._task.carriage import Carriage
 from mpkit._task.options import Options
 from mpkit._worker import chunks
@@ -117,6 +119,13 @@ def test_a_pool_inside_an_item_has_its_own() -> None:
 def test_without_a_seed_there_is_no_generator() -> None:
     with mpkit.TaskPool(0) as pool, pytest.raises(RuntimeError, match="seed="):
         pool.apply(draw)
+
+
+def test_without_numpy_the_error_says_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeds._current, "stream", seeds._Stream(1, 0, 0))
+    monkeypatch.setitem(sys.modules, "numpy.random", None)
+    with pytest.raises(ImportError, match="pip install numpy"):
+        mpkit.rng()
 
 
 @pytest.mark.parametrize(("seed", "kind"), [(-1, ValueError), ("x", TypeError), (1.5, TypeError)])

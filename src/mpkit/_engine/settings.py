@@ -12,7 +12,7 @@ from mpkit import _reader
 from mpkit._call import Call
 from mpkit._platform import memory, threads
 from mpkit._platform.cores import default_workers
-from mpkit._task.options import OptionNames, Options, whole_number
+from mpkit._task.options import OptionNames, Options, check_known, whole_number
 from mpkit._worker import shared as shared_
 from mpkit._worker.setup import Setup
 
@@ -36,6 +36,13 @@ class PoolSettings(OptionNames, total=False):
     processes: int | None
     maxtasksperchild: int | None
     threads_per_worker: int | None
+
+
+#: All that `TaskPool` takes.
+_KNOWN = {
+    *("workers", "initializer", "initargs", "tasks_per_worker", "context"),
+    *PoolSettings.__annotations__,
+}
 
 
 class Settings(NamedTuple):
@@ -92,6 +99,7 @@ def settled(
     **settings: Unpack[PoolSettings],
 ) -> Settings:
     """Return what these mean; raises TypeError and ValueError for what makes no sense."""
+    check_known(settings, _KNOWN)
     on = settings.pop("on", None)
     if on is not None and not isinstance(on, Executor):
         raise TypeError(f"on is a concurrent.futures.Executor, not {on!r}")
@@ -118,7 +126,7 @@ def settled(
     log, capture = _level(settings.pop("log", None)), settings.pop("capture", False)
     if not isinstance(capture, bool):
         raise TypeError(f"capture is True or False, not {capture!r}")
-    # What is left are options, or nothing that there is.
+    # What is left are options.
     asked = (options or Options()).changed(**cast("OptionNames", settings))
     count = default_workers() if workers is None and on is None else workers or 0
     made_in = _context(context)

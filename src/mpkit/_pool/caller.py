@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mpkit import _outcome
 from mpkit._call import Call
+from mpkit._pickling import Stays
 from mpkit._pool import async_input
 from mpkit._pool import progress as progress_
 from mpkit._pool.async_input import Awaited
@@ -35,7 +36,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class Caller:
+class Caller(Stays):
     """What the methods of `Calls` have in common."""
 
     def __init__(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from mpkit import _outcome
 from mpkit._errors import PoolClosed
+from mpkit._pickling import Stays
 from mpkit._task.options import whole_number
 from mpkit._wait import Deadline
 from mpkit._worker import chunks
@@ -38,7 +39,7 @@ class Submit(Protocol):
     ) -> Task[Any]: ...
 
 
-class PoolExecutor(Executor):
+class PoolExecutor(Stays, Executor):
     """A `concurrent.futures.Executor` over a pool. `TaskPool.executor` returns one.
 
     What it submits are `Task` objects, with the options of that view of the pool. They may be

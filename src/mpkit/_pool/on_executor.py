@@ -163,7 +163,7 @@ class OnExecutor:
             task.note_attempts(error)
             add_note(
                 error,
-                f"(retries={task.options.retries} could not be used: {refusal}. "
+                f"(retries={task.options.retries} could not be used: {str(refusal).rstrip('.')}. "
                 "Workers of the pool's own are replaced when they die: leave out on=)",
             )
             return False

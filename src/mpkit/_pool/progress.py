@@ -114,6 +114,10 @@ def meter(progress: Progress, total: int | None) -> Meter:
 def _shown(
     progress: bool | str | Bar | Callable[[int, int | None], object], total: int | None
 ) -> Meter:
+    if isinstance(progress, type):
+        raise TypeError(
+            f"progress is a bar, and not the class of one, {progress!r}: make one, or say True"
+        )
     if isinstance(progress, (bool, str)):
         return _Showing(_bar(progress if isinstance(progress, str) else "", total))
     if callable(getattr(progress, "update", None)) and callable(getattr(progress, "close", None)):

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from mpkit._pickling import Stays
 from mpkit._pool.window import Window, feed
 from mpkit._wait import Deadline
 from mpkit._worker import chunks
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class Results(Generic[R]):
+class Results(Stays, Generic[R]):
     """The results of a `TaskPool.imap`, in order or as they come; also for ``async for``.
 
     The input is pulled by a thread of its own, and never further ahead than a bound

@@ -11,7 +11,7 @@ from mpkit import _wait
 from mpkit._task.context import propagators
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from contextvars import ContextVar
     from typing import Any, Self, SupportsIndex
 
@@ -74,9 +74,7 @@ class Options(_Fields):
     __slots__ = ()
 
     def __new__(cls, **names: Unpack[OptionNames]) -> Self:
-        unknown = names.keys() - set(cls._fields)
-        if unknown:
-            raise TypeError(f"there is no option {min(unknown)!r}")
+        check_known(names, cls._fields)
         asked: dict[str, Any] = {**names}
         return super().__new__(cls, **_checked(_Fields(**asked))._asdict())
 
@@ -95,6 +93,18 @@ class Options(_Fields):
         """Return these options with some of them changed."""
         asked: dict[str, Any] = {**self._asdict(), **names}
         return Options(**asked)
+
+
+def check_known(given: Iterable[str], known: Collection[str]) -> None:
+    """Raise TypeError for an option that there is not, and say which one may be meant."""
+    unknown = min(set(given) - set(known), default=None)
+    if unknown is None:
+        return
+    import difflib  # noqa: PLC0415  nobody else needs it
+
+    near = difflib.get_close_matches(unknown, known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+    raise TypeError(f"there is no option {unknown!r}: {hint}")
 
 
 def _checked(asked: _Fields) -> _Fields:

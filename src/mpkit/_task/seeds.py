@@ -122,4 +122,10 @@ def rng() -> Generator:
         raise RuntimeError(
             "there are no random numbers here: TaskPool(seed=...) gives each task some"
         )
-    return _current.stream.generator()
+    try:
+        return _current.stream.generator()
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "mpkit.rng() needs NumPy: pip install numpy; or use the functions of `random`, which "
+            "have a seed for each task, too"
+        ) from error

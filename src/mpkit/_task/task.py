@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mpkit._errors import MemoryLimitExceeded, ResultTimeout, TaskTimeout, WorkerDied
+from mpkit._pickling import Stays
 from mpkit._platform.future import LightFuture
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Control(Protocol):
         """Raise if the calling thread would wait for ever, as nobody will settle the task."""
 
 
-class Task(LightFuture[R]):
+class Task(Stays, LightFuture[R]):
     """The result to come of a call in a pool.
 
     It is a `concurrent.futures.Future` (``result``, ``exception``, ``cancel``, ``done``,
