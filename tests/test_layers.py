@@ -108,6 +108,7 @@ LAYERS = [
     "_engine.verdict",
     "_engine.dispatch",
     "_engine.mailbox",
+    "_engine.intake",
     "_engine.supervisor",
     "_engine.backend",
     "_engine.engine",

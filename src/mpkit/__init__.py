@@ -36,7 +36,7 @@ a few processes, and `wait` waits for any of them.
 #   _watch/      stats, sketch, picture, trace, timeline, report, recorder
 #   _engine/     runs tasks on them: actions and schedule (pure), settings, listener, audience,
 #                feeds, ledger, inbox, crew, roster, shortcut, warden, verdict, dispatch, mailbox,
-#                supervisor, backend, engine
+#                intake, supervisor, backend, engine
 #   _pool/       TaskPool: progress, async_input, lookahead, window, results, on_executor, inline,
 #                lazy, gather, caller, executor, calls, pool
 #   _selftest    tries all of that         _doctor     for `python -m mpkit doctor`

@@ -82,7 +82,7 @@ def test_the_supervisor_sleeps_on(pool: mpkit.TaskPool) -> None:
 def test_it_catches_up_with_many(pool: mpkit.TaskPool) -> None:
     for number in range(10 * ENOUGH_UNHEARD):
         assert pool.apply(poolwork.square, (number,)) == number**2
-    until(lambda: len(supervisor_of(pool)._shortcut) < ENOUGH_UNHEARD)
+    until(lambda: len(supervisor_of(pool)._intake.shortcut) < ENOUGH_UNHEARD)
     assert pool.stats().done == 1 + 10 * ENOUGH_UNHEARD
 
 
@@ -95,7 +95,7 @@ def test_one_that_is_busy_is_waited_for_before_there_is_no_room(pool: mpkit.Task
             assert pool.apply(bytes, (300,)) == bytes(300)
             asked += 1
             if asked % ENOUGH_UNHEARD == 0:
-                supervisor._take_in()
+                supervisor._intake.take_in()
         assert asked > ENOUGH_UNHEARD
         late = in_a_thread(pool, abs, -7)
         until(lambda: len(supervisor._mailbox))
@@ -168,10 +168,10 @@ def test_what_is_taken_back_from_its_worker_is_sent_again(pool: mpkit.TaskPool) 
     until(lambda: stopped(pid))
     supervisor = supervisor_of(pool)
     asked = in_a_thread(pool, abs, -7)
-    until(lambda: len(supervisor._shortcut))
+    until(lambda: len(supervisor._intake.shortcut))
     (number,) = supervisor._crew
     supervisor.tell(lambda: supervisor._take_back(number))
-    until(lambda: not len(supervisor._shortcut))
+    until(lambda: not len(supervisor._intake.shortcut))
     os.kill(pid, signal.SIGCONT)
     assert asked.result(PATIENCE) == 7
 
@@ -193,9 +193,9 @@ def test_who_waits_is_told_what_is_taken_back_though_a_ctrl_c_comes_just_then(
 
     monkeypatch.setattr("mpkit._engine.inbox.discard", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        worker.inbox.recall(0, lambda: None, supervisor._waits_again)
+        worker.inbox.recall(0, lambda: None, supervisor._intake._waits_again)
     supervisor.tell(lambda: supervisor._take_back(number))
-    until(lambda: not len(supervisor._shortcut))
+    until(lambda: not len(supervisor._intake.shortcut))
     os.kill(pid, signal.SIGCONT)
     assert asked.result(PATIENCE) == 7
 
@@ -205,7 +205,7 @@ def test_who_waits_is_woken_when_what_waits_is_cancelled(pool: mpkit.TaskPool) -
     os.kill(pid, signal.SIGSTOP)
     until(lambda: stopped(pid))
     asked = in_a_thread(pool, abs, -7)
-    until(lambda: len(supervisor_of(pool)._shortcut))
+    until(lambda: len(supervisor_of(pool)._intake.shortcut))
     supervisor_of(pool).cancel_waiting()
     with pytest.raises(CancelledError):
         asked.result(PATIENCE)
@@ -229,7 +229,7 @@ def test_a_pool_that_is_closed_waits_for_it(start_method: str) -> None:
         asked = in_a_thread(pool, poolwork.tell_and_wait, began, go)
         assert began.wait(PATIENCE)
         pool.close()
-        until(lambda: not len(supervisor_of(pool)._shortcut))
+        until(lambda: not len(supervisor_of(pool)._intake.shortcut))
         go.set()
         pool.join()
         assert asked.result(PATIENCE)
@@ -241,7 +241,7 @@ def test_others_get_the_worker_of_what_the_supervisor_has_heard_of(pool: mpkit.T
     asked = in_a_thread(pool, poolwork.tell_and_wait, began, go)
     assert began.wait(PATIENCE)
     waiting = pool.submit(abs, -3)
-    until(lambda: not len(supervisor_of(pool)._shortcut))
+    until(lambda: not len(supervisor_of(pool)._intake.shortcut))
     go.set()
     assert waiting.result(PATIENCE) == 3
     assert asked.result(PATIENCE)
@@ -252,7 +252,7 @@ def test_who_is_taken_when_it_is_to_be_sent_something_reports(
 ) -> None:
     """The supervisor had not heard of what it was asked for, and slept when that was done."""
     began, go = mpkit.Signal(), mpkit.Signal()
-    shortcut = supervisor_of(pool)._shortcut
+    shortcut = supervisor_of(pool)._intake.shortcut
     withdraw, asked = shortcut.withdraw, []
 
     def late(number: int) -> Any:
@@ -387,7 +387,7 @@ def test_a_worker_is_offered_again_whose_caller_was_interrupted(
     when: int, pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While he waited for a lock: to send, to listen, to let the next one have the worker."""
-    shortcut = supervisor_of(pool)._shortcut
+    shortcut = supervisor_of(pool)._intake.shortcut
     left = when
 
     def comes() -> bool:

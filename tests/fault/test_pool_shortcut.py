@@ -16,6 +16,7 @@ from mpkit._engine.shortcut import Shortcut
 from mpkit._platform import descriptors
 from mpkit._task.options import Options
 from mpkit._task.task import Task
+from mpkit._worker.wire import Load
 from tests import poolwork
 from tests.support import (
     PATIENCE,
@@ -44,7 +45,7 @@ def pool(start_method: str) -> Iterator[mpkit.TaskPool]:
 
 def shortcut(pool: mpkit.TaskPool) -> Any:
     supervisor = supervisor_of(pool)
-    return supervisor._shortcut
+    return supervisor._intake.shortcut
 
 
 def test_the_supervisor_does_not_hear_of_a_task_before_it_has_to(pool: mpkit.TaskPool) -> None:
@@ -136,8 +137,8 @@ class FakeWorker:
     def has_room(self) -> bool:
         return True
 
-    def hand(self, task: int, call: bytes, receipt: list[int], *, asked: bool) -> None:
-        receipt.append(len(call))
+    def hand(self, load: Load, receipt: list[int], *, asked: bool, common: bytes) -> None:
+        receipt.append(len(load.call))
 
 
 def test_a_worker_that_was_taken_meanwhile_is_not_offered_again() -> None:

@@ -17,35 +17,29 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from mpkit import _fork, _outcome, _parcel
+from mpkit import _fork, _outcome
 from mpkit._engine.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
 from mpkit._engine.audience import Audience
 from mpkit._engine.crew import Worker
 from mpkit._engine.dispatch import Dispatch
-from mpkit._engine.ledger import Entry, Ledger
+from mpkit._engine.intake import STOPPED, Intake, moved_by
+from mpkit._engine.ledger import Ledger
 from mpkit._engine.mailbox import Mailbox
 from mpkit._engine.roster import Roster
 from mpkit._engine.schedule import Schedule
-from mpkit._engine.shortcut import ENOUGH_UNHEARD, Shortcut
 from mpkit._engine.verdict import Verdict
 from mpkit._engine.warden import Warden
-from mpkit._platform import descriptors
 from mpkit._task.asked import Asked
 from mpkit._wait import Deadline
 from mpkit._worker import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from mpkit._engine.actions import Action
     from mpkit._engine.settings import Settings
-    from mpkit._engine.shortcut import Handed
-    from mpkit._parcel import Parcel
     from mpkit._task.task import Task
     from mpkit._watch.recorder import Recorder, Span
-
-
-_STOPPED = "was stopped with its pool"
 
 
 class Supervisor:
@@ -77,8 +71,6 @@ class Supervisor:
         )
         self._verdict = Verdict(self._ledger, self._schedule, recorder, forks=forks)
         self._thread: threading.Thread | None = None
-        self._terminated = False
-        self._shortcut = Shortcut()
         # Whether the supervisor has begun, or is not to begin any more.
         self._supervised = self._given_up = False
         #: What is to be called at the end of the round.
@@ -92,7 +84,17 @@ class Supervisor:
         with _fork.guard:
             self._mailbox = Mailbox(self._refuse)
             _fork.know(self)
-        recorder.unheard = lambda: len(self._mailbox) + len(self._shortcut)
+        self._intake = Intake(
+            self._mailbox,
+            self._crew,
+            self._ledger,
+            self._schedule,
+            self._verdict,
+            recorder,
+            answers=self._memory_limit is None,
+        )
+        #: For callers, in any thread: see there.
+        self.submit = self._intake.submit
         self._roster.watch(self._mailbox.reader, self._mailbox.woke)
         # The first workers start here: a fork is safest while there are few threads.
         try:
@@ -120,42 +122,13 @@ class Supervisor:
 
     # called by any thread
 
-    def submit(
-        self, task: Task[Any], head: bytes, parcel: Parcel | None, common: bytes = b""
-    ) -> None:
-        """Have a call run, which `packing.pack` or `packing.Each` has made."""
-        entry = Entry(task, head, parcel, common)
-        if parcel is None and task.options.timeout is None:
-            asked = task if isinstance(task, Asked) and self._memory_limit is None else None
-            handed = self._shortcut.send(entry, asked=asked is not None)
-            if handed is not None:
-                if handed.receipt and asked is not None:
-                    asked.answer = functools.partial(self._answer, asked, handed)
-                if not handed.receipt or len(self._shortcut) >= ENOUGH_UNHEARD:
-                    self._mailbox.wake()
-                return
-        self._mailbox.submit(entry)
-
-    def _answer(self, task: Asked[Any], handed: Handed) -> wire.Done | None:
-        """Wait for the answer to a task, in the thread that has asked; None if it is not its."""
-        done = self._shortcut.answer(handed)
-        if done is None:
-            self._mailbox.wake()  # of what it does not know it would not be woken
-            return None
-        if not task.claim():
-            return None
-        span = task, done.began, done.ended, False
-        moved = [_moved(handed.entry, done)] if self._recorder.pictured else None
-        self._recorder.tasks_ended(handed.worker.pid, [span], moved)
-        return done
-
     def close(self) -> None:
         """No more calls will come: have the workers leave when all are done."""
         self.tell(self._schedule.close)
 
     def terminate(self) -> None:
         """Cancel what waits, and kill the workers. Does not wait."""
-        self._shortcut.close()
+        self._intake.shortcut.close()
         self.tell(self._terminate)
 
     def join(self, timeout: float | None) -> bool:
@@ -170,6 +143,10 @@ class Supervisor:
     def handles_records(self) -> bool:
         """Tell whether the calling thread is the one that handles what workers have logged."""
         return self._audience is not None and self._audience.is_own_thread()
+
+    def recall(self, task: Task[Any]) -> bool:
+        """Take back a task from the inbox of its worker; tell whether it was in there."""
+        return self._intake.recall(task, self._take_back)
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks with which no worker has begun."""
@@ -188,28 +165,6 @@ class Supervisor:
         # Not by its number, which is another thread's when it has ended.
         return threading.current_thread() is self._thread
 
-    def recall(self, task: Task[Any]) -> bool:
-        """Take back a task from the inbox of its worker; tell whether it was in there.
-
-        It may have been sent again by now: then the caller looks once more.
-        """
-        entry = self._ledger.get(task.number)
-        handed = self._shortcut.find(task.number) if entry is None else None
-        number = handed.number if handed else entry.worker if entry else None
-        worker = None if number is None else self._crew.get(number)
-        if worker is None or number is None:
-            return False
-        return worker.inbox.recall(
-            task.number, lambda: self.tell(lambda: self._take_back(number)), self._waits_again
-        )
-
-    def _waits_again(self, number: int) -> None:
-        entry = self._ledger.get(number)
-        if entry is None and (handed := self._shortcut.find(number)):
-            entry = handed.entry
-        if entry is not None:
-            entry.task.wait_again()
-
     def later(self, call: Callable[[], None]) -> None:
         """Have this called, once, when what workers have reported is taken in.
 
@@ -227,7 +182,7 @@ class Supervisor:
     def _refuse(self) -> None:
         """Settle what was submitted when it was too late. Holds the lock of the mailbox."""
         self._hear()
-        self._ledger.settle_all(_STOPPED)
+        self._ledger.settle_all(STOPPED)
 
     # the supervisor thread
 
@@ -248,7 +203,7 @@ class Supervisor:
                     self._warden.make_rounds(self._retire)
                     self._verdict.try_again()
                 self._act()
-                self._offer()
+                self._intake.offer()
                 self._call_later()
         finally:
             # Reached by an error only if mpkit has a bug: then nobody must wait for ever.
@@ -268,7 +223,7 @@ class Supervisor:
 
     def _hear(self) -> None:
         """Take in what other threads have submitted and told."""
-        self._take_in()
+        self._intake.take_in()
         for message in self._mailbox.messages():
             message()
 
@@ -276,54 +231,21 @@ class Supervisor:
         while self._later:
             self._later.popitem()[0]()
 
-    def _take_in(self) -> None:
-        """Take in what callers have submitted, and what they have sent to idle workers."""
-        self._submitted(self._mailbox.submissions())
-        for handed in self._shortcut.handed():
-            entry, number = handed.entry, handed.number
-            task = entry.task
-            if not handed.receipt or number not in self._crew:
-                task.wait_again()
-                self._submitted([entry])
-                continue
-            self._recorder.submitted += 1
-            self._ledger.add([entry])
-            self._schedule.handed(number, task.number, priority=task.options.priority)
-            self._ledger.sent([task.number], number, handed.worker.pid)
-            if handed.asked:
-                handed.worker.inbox.wants(True)
-
-    def _submitted(self, entries: Sequence[Entry]) -> None:
-        self._recorder.submitted += len(entries)
-        self._ledger.add(entries)
-        if self._terminated:  # they were being packed meanwhile
-            self._ledger.settle_all(_STOPPED)
-            return
-        self._verdict.queue(entries)
-
-    def _offer(self) -> None:
-        """Let callers have the workers that have nothing to do."""
-        if descriptors.HAS_PACKETS:  # of what is in a stream the supervisor keeps count
-            for number in self._schedule.idle_workers():
-                worker = self._crew[number]
-                worker.inbox.wants(False)
-                self._shortcut.offer(number, worker)
-
     def _take_back(self, number: int) -> None:
         """Put what a worker has not taken where others can have it."""
         worker = self._crew.get(number)
         if worker is not None:
             tasks = worker.take_back()
-            self._take_in()  # what came back may have been sent by a caller
+            self._intake.take_in()  # what came back may have been sent by a caller
             self._dispatch.returned(number, tasks)
 
     def _retire(self, number: int) -> None:
         self._perform(self._schedule.retire(number))
 
     def _terminate(self) -> None:
-        self._terminated = True
+        self._intake.stopped = True
         self._stop_workers()
-        self._ledger.settle_all(_STOPPED)
+        self._ledger.settle_all(STOPPED)
         self._schedule.stop()
 
     # what workers say
@@ -358,7 +280,7 @@ class Supervisor:
         """Take in that a worker has done tasks; False if it cannot have."""
         count = self._finished(number, dones)
         if count < len(dones):
-            self._take_in()  # some caller has sent them
+            self._intake.take_in()  # some caller has sent them
             count += self._finished(number, dones[count:])
         if count < len(dones):
             self._take_back(number)  # some thread has taken back what was before them
@@ -388,7 +310,7 @@ class Supervisor:
                 ours.append(done)
                 spans.append((task, done.began, done.ended, failed))
                 if moved is not None:
-                    moved.append(_moved(self._ledger[done.task], done))
+                    moved.append(moved_by(self._ledger[done.task], done))
         self._recorder.tasks_ended(worker.pid, spans, moved)  # at which who has the result may look
         for done in ours:
             self._verdict.done(done, fds)
@@ -396,8 +318,8 @@ class Supervisor:
     def _ended(self, number: int) -> None:
         """A worker's process has ended: take in its last words, and what it left unread."""
         worker = self._crew[number]
-        self._shortcut.withdraw(number)
-        self._take_in()
+        self._intake.shortcut.withdraw(number)
+        self._intake.take_in()
         worker.reap()
         while worker.has_reports():
             self._read_reports(number)
@@ -421,7 +343,7 @@ class Supervisor:
         """Return a task that is not settled."""
         entry = self._ledger.get(number)
         if entry is None:
-            self._take_in()  # some caller has sent it
+            self._intake.take_in()  # some caller has sent it
             entry = self._ledger.get(number)
         return None if entry is None else entry.task
 
@@ -434,17 +356,17 @@ class Supervisor:
         for action in actions:
             match action:
                 case Send(number, tasks):
-                    if self._shortcut.withdraw(number):
+                    if self._intake.shortcut.withdraw(number):
                         self._dispatch.send(number, tasks)
                     else:  # they are sent when it reports what it was sent meanwhile
-                        self._take_in()  # or it would report that to its caller only
+                        self._intake.take_in()  # or it would report that to its caller only
                         self._dispatch.returned(number, tasks)
                 case Spawn():
                     self._spawn()
                 case TakeBack(number):
                     self._take_back(number)
                 case Retire(number):
-                    idle = self._shortcut.withdraw(number)
+                    idle = self._intake.shortcut.withdraw(number)
                     self._recorder.worker_leaves(self._crew[number].pid)
                     self._crew[number].retire(idle=idle and self._schedule.running(number) is None)
                     self._warden.told_to_leave()
@@ -505,8 +427,3 @@ class Supervisor:
         # themselves, and its workers belong to the parent.
         if not self._mailbox.closed:
             self._release()
-
-
-def _moved(entry: Entry, done: wire.Done) -> tuple[int, int]:
-    """Return how many bytes the call and the outcome of a task have."""
-    return entry.size, _parcel.size_of(done.data, wire.DONE_SIZE)

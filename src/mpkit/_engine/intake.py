@@ -1,0 +1,153 @@
+"""What callers give to a pool: by its mailbox, or straight to a worker that is idle."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+from mpkit import _parcel
+from mpkit._engine.ledger import Entry
+from mpkit._engine.shortcut import ENOUGH_UNHEARD, Shortcut
+from mpkit._platform import descriptors
+from mpkit._task.asked import Asked
+from mpkit._worker import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mpkit._engine.crew import Worker
+    from mpkit._engine.ledger import Ledger
+    from mpkit._engine.mailbox import Mailbox
+    from mpkit._engine.schedule import Schedule
+    from mpkit._engine.shortcut import Handed
+    from mpkit._engine.verdict import Verdict
+    from mpkit._parcel import Parcel
+    from mpkit._task.task import Task
+    from mpkit._watch.recorder import Recorder
+
+#: What becomes of those for whom it is too late.
+STOPPED: Final = "was stopped with its pool"
+
+
+class Intake:
+    """Takes calls from any thread, and has them taken in by the supervisor's.
+
+    ``answers``: whether a caller who waits may read the report of its task itself.
+    """
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        crew: dict[int, Worker],
+        ledger: Ledger,
+        schedule: Schedule,
+        verdict: Verdict,
+        recorder: Recorder,
+        *,
+        answers: bool,
+    ) -> None:
+        self._mailbox = mailbox
+        self._crew = crew
+        self._ledger = ledger
+        self._schedule = schedule
+        self._verdict = verdict
+        self._recorder = recorder
+        self._answers = answers
+        self.shortcut = Shortcut()
+        #: Whether nothing is run any more.
+        self.stopped = False
+        recorder.unheard = lambda: len(mailbox) + len(self.shortcut)
+
+    # called by any thread
+
+    def submit(
+        self, task: Task[Any], head: bytes, parcel: Parcel | None, common: bytes = b""
+    ) -> None:
+        """Have a call run, which `packing.pack` or `packing.Each` has made."""
+        entry = Entry(task, head, parcel, common)
+        if parcel is None and task.options.timeout is None:
+            asked = task if self._answers and isinstance(task, Asked) else None
+            handed = self.shortcut.send(entry, asked=asked is not None)
+            if handed is not None:
+                if handed.receipt and asked is not None:
+                    asked.answer = functools.partial(self._answer, asked, handed)
+                if not handed.receipt or len(self.shortcut) >= ENOUGH_UNHEARD:
+                    self._mailbox.wake()
+                return
+        self._mailbox.submit(entry)
+
+    def _answer(self, task: Asked[Any], handed: Handed) -> wire.Done | None:
+        """Wait for the answer to a task, in the thread that has asked; None if it is not its."""
+        done = self.shortcut.answer(handed)
+        if done is None:
+            self._mailbox.wake()  # of what it does not know it would not be woken
+            return None
+        if not task.claim():
+            return None
+        span = task, done.began, done.ended, False
+        moved = [moved_by(handed.entry, done)] if self._recorder.pictured else None
+        self._recorder.tasks_ended(handed.worker.pid, [span], moved)
+        return done
+
+    def recall(self, task: Task[Any], take_back: Callable[[int], None]) -> bool:
+        """Take back a task from the inbox of its worker; tell whether it was in there.
+
+        It may have been sent again by now: then the caller looks once more. The supervisor is
+        told to ``take_back`` what was in there besides.
+        """
+        entry = self._ledger.get(task.number)
+        handed = self.shortcut.find(task.number) if entry is None else None
+        number = handed.number if handed else entry.worker if entry else None
+        worker = None if number is None else self._crew.get(number)
+        if worker is None or number is None:
+            return False
+        return worker.inbox.recall(
+            task.number, lambda: self._mailbox.tell(lambda: take_back(number)), self._waits_again
+        )
+
+    def _waits_again(self, number: int) -> None:
+        entry = self._ledger.get(number)
+        if entry is None and (handed := self.shortcut.find(number)):
+            entry = handed.entry
+        if entry is not None:
+            entry.task.wait_again()
+
+    # the supervisor thread
+
+    def take_in(self) -> None:
+        """Take in what callers have submitted, and what they have sent to idle workers."""
+        self._submitted(self._mailbox.submissions())
+        for handed in self.shortcut.handed():
+            entry, number = handed.entry, handed.number
+            task = entry.task
+            if not handed.receipt or number not in self._crew:
+                task.wait_again()
+                self._submitted([entry])
+                continue
+            self._recorder.submitted += 1
+            self._ledger.add([entry])
+            self._schedule.handed(number, task.number, priority=task.options.priority)
+            self._ledger.sent([task.number], number, handed.worker.pid)
+            if handed.asked:
+                handed.worker.inbox.wants(True)
+
+    def _submitted(self, entries: Sequence[Entry]) -> None:
+        self._recorder.submitted += len(entries)
+        self._ledger.add(entries)
+        if self.stopped:  # they were being packed meanwhile
+            self._ledger.settle_all(STOPPED)
+            return
+        self._verdict.queue(entries)
+
+    def offer(self) -> None:
+        """Let callers have the workers that have nothing to do."""
+        if descriptors.HAS_PACKETS:  # of what is in a stream the supervisor keeps count
+            for number in self._schedule.idle_workers():
+                worker = self._crew[number]
+                worker.inbox.wants(False)
+                self.shortcut.offer(number, worker)
+
+
+def moved_by(entry: Entry, done: wire.Done) -> tuple[int, int]:
+    """Return how many bytes the call and the outcome of a task have."""
+    return entry.size, _parcel.size_of(done.data, wire.DONE_SIZE)
