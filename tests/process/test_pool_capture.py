@@ -103,15 +103,40 @@ if __name__ == "__main__":
 """
 
 
+#: A program that has a stream from before its workers began, as a default.
+PRINTS_TO_A_DEFAULT = """
+import sys
+import mpkit
+
+def prints(text, to=sys.stdout):
+    print(text, end="|", file=to)
+
+if __name__ == "__main__":
+    print("the parent's")
+    with mpkit.TaskPool(1, context=sys.argv[1], capture=True) as pool:
+        tasks = [pool.submit(prints, text) for text in ("one", "two")]
+    print([task.output for task in tasks], file=sys.stderr)
+"""
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_what_c_code_prints_is_that_of_its_task(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "outputs"),
+    [
+        (PRINTS_BY_C, ["one|Python|", "two|Python|"]),
+        (PRINTS_TO_A_DEFAULT, ["one|", "two|"]),
+    ],
+    ids=["C", "default"],
+)
+def test_what_is_in_a_buffer_is_that_of_its_task(
+    text: str, outputs: list[str], method: str, tmp_path: Path
+) -> None:
     program = tmp_path / "program.py"
-    program.write_text(PRINTS_BY_C)
+    program.write_text(text)
     buffered = {name: it for name, it in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, str(program), method]
     ran = subprocess.run(command, capture_output=True, text=True, env=buffered, timeout=PATIENCE)
-    assert ran.stderr == "['one|Python|', 'two|Python|']\n"
-    assert ran.stdout == "the parent's\n"
+    assert (ran.stdout, ran.stderr) == ("the parent's\n", f"{outputs}\n")
 
 
 #: Not "forkserver": its workers have the streams of the server, which may run for long.

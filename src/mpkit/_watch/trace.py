@@ -29,8 +29,8 @@ class Trace(Picture):
     attempt and the bytes of its call and result; one that failed, or whose worker died, is red. Ends of workers
     and retries are marks. When a task began whose worker died nobody knows: it is drawn from when it can have.
 
-    It is written as it comes, and is valid JSON all the while: also if the program is killed, when the last
-    half second may be missing.
+    It is written as it comes, and is valid JSON all the while: also if the program is killed, when
+    events may be missing that came within half a second after the last writing.
     """
 
     def __init__(self, path: str, forget: Callable[[Picture], bool]) -> None:

@@ -13,7 +13,7 @@ import fcntl
 import io
 import os
 import sys
-from typing import Final
+from typing import Any, Final
 
 from mpkit import _fork
 from mpkit._platform import cstdio, memory
@@ -77,8 +77,10 @@ class Capture:
 
     def end(self) -> bytes:
         """Return what the task wrote that ends now."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # the task's own, perhaps, or closed
+        # Those from before, too: a default of some function may be one, or what a handler writes to.
+        streams: list[Any] = [sys.stdout, sys.stderr, *self._replaced]
+        for stream in streams:
+            with contextlib.suppress(Exception):  # the task's own, perhaps, or closed, or None
                 stream.flush()
         for fd, (copy, same) in self._before.items():
             if copy < 0:
