@@ -182,7 +182,7 @@ class Semaphore:
         if timeout is not None:
             _wait.check_timeout(timeout)
         if not block or timeout == 0:
-            return slots.take(owner)
+            return slots.take_now(owner)
         if slots.take(owner, False):
             return True
         deadline = self._deadline(slots, owner, timeout)
@@ -223,7 +223,7 @@ class Semaphore:
         owner = _current_task()
         _wait.check_timeout(timeout)
         if timeout == 0:
-            return slots.take(owner)
+            return slots.take_now(owner)
         if slots.take(owner, overtake=False):
             return True
         deadline = self._deadline(slots, owner, timeout)

@@ -114,6 +114,14 @@ class Slots:
         """
         return (self._take_unready if self._unready else self._take)(owner, overtake)
 
+    def take_now(self, owner: Owner) -> bool:
+        """As `take`, for who will not wait and look again.
+
+        No two slots are looked at in the same moment. One that was passed may be given back
+        while the next one is taken: then all seemed to be taken, and at no moment were.
+        """
+        return self.take(owner) or (self.slots > 1 and self.take(owner))
+
     def _take(self, owner: Owner, overtake: bool) -> bool:
         if not overtake and self._words[WAITED_FOR] and self.queue.is_hungry():
             return False

@@ -20,6 +20,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from mpkit import _slots
 from mpkit._errors import LimitMismatch, LimitTimeout, WouldDeadlock
 from mpkit._limit import Semaphore, limit
 from mpkit._semaphore import Holder
@@ -555,6 +556,26 @@ class AnySemaphore(RuleBasedStateMachine):
 
 AnySemaphore.TestCase.settings = settings(max_examples=40, deadline=None)
 test_any_semaphore = AnySemaphore.TestCase
+
+
+def test_slots_that_change_hands_while_one_is_looked_for_are_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slots = Semaphore(2, name=a_name())
+    assert slots.acquire()
+    slots.release()
+    lock, looked_at = _slots._lockf, list[int]()
+
+    def taken_at_first(fd: int, command: int, length: int, slot: int) -> None:
+        if slot not in looked_at:
+            looked_at.append(slot)
+            raise BlockingIOError
+        lock(fd, command, length, slot)
+
+    monkeypatch.setattr(_slots, "_lockf", taken_at_first)
+    assert slots.acquire(block=False)
+    assert sorted(looked_at) == [0, 1]
+    slots.release()
 
 
 def test_a_process_without_a_name_can_hold_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
