@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import mpkit
 from tests import poolwork
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 ITEMS = st.lists(st.integers(-3, 50), max_size=60)
 CHUNKS = st.none() | st.integers(1, 70)
@@ -25,7 +26,7 @@ RELAXED = settings(
 )
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=[0, 1, 2, 3])
 def pool(request: pytest.FixtureRequest) -> Iterator[mpkit.TaskPool]:
     with mpkit.TaskPool(request.param) as pool:
         pool.map(poolwork.square, range(9))
@@ -66,6 +67,25 @@ def test_imap_keeps_the_order_and_goes_on_behind_a_failure(
             assert next(results) == 2 * item
     with pytest.raises(StopIteration):
         next(results)
+
+
+@RELAXED
+@given(items=ITEMS, chunksize=st.integers(1, 9), ordered=st.booleans())
+def test_an_asynchronous_input_is_one_like_any_other(
+    pool: mpkit.TaskPool, items: list[int], chunksize: int, ordered: bool
+) -> None:
+    async def numbers() -> AsyncIterator[int]:
+        for item in items:
+            await asyncio.sleep(0)
+            yield item
+
+    async def main() -> list[int]:
+        aimap = pool.aimap if ordered else pool.aimap_unordered
+        return [result async for result in aimap(poolwork.square, numbers(), chunksize)]
+
+    found = asyncio.run(main())
+    squares = [item * item for item in items]
+    assert found == squares if ordered else sorted(found) == sorted(squares)
 
 
 @RELAXED
