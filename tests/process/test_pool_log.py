@@ -433,6 +433,17 @@ def test_the_filters_of_the_parent_decide() -> None:
 
 
 @pytest.mark.usefixtures("start_method")
+def test_a_filter_may_be_for_several_classes() -> None:
+    """Python takes a tuple there, whatever its documentation says."""
+    kinds: Any = (UserWarning, OddWarning)
+    with shown("always") as found:
+        warnings.simplefilter("error", kinds)
+        with mpkit.TaskPool(1, log=True) as pool, pytest.raises(UserWarning, match="careful"):
+            pool.apply(warn, ("careful", UserWarning))
+    assert found == []
+
+
+@pytest.mark.usefixtures("start_method")
 def test_a_warning_whose_class_is_not_here_is_shown_as_of_its_base() -> None:
     with shown() as found, mpkit.TaskPool(1, log=True) as pool:
         pool.apply(warn_oddly)

@@ -73,11 +73,17 @@ def _filters() -> list[tuple[str, str, type[Warning], str, int]]:
     One for a class of some module would have a worker import that. What such a filter would
     keep out, the parent's keeps out.
     """
-    return [
-        (action, _pattern(message), category, _pattern(module), line)
-        for action, message, category, module, line in list(cast("Any", warnings.filters))
-        if category.__module__ == "builtins"
-    ]
+    found: list[tuple[str, str, type[Warning], str, int]] = []
+    for action, message, category, module, line in list(cast("Any", warnings.filters)):
+        # Several, where `warnings.simplefilter` was given a tuple.
+        several = isinstance(category, tuple)
+        kinds = cast("tuple[Any, ...]", category) if several else (category,)
+        found += [
+            (action, _pattern(message), kind, _pattern(module), line)
+            for kind in kinds
+            if getattr(kind, "__module__", None) == "builtins"
+        ]
+    return found
 
 
 def _pattern(part: Any) -> str:
