@@ -162,3 +162,13 @@ def test_a_loop_that_ends_ends_an_input_that_waits() -> None:
 def test_without_a_loop_an_asynchronous_input_is_refused_at_the_call() -> None:
     with mpkit.TaskPool(1) as pool, pytest.raises(RuntimeError, match="loop"):
         pool.aimap(poolwork.square, numbers(3))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_who_has_the_loop_wait_for_what_it_is_to_pull_is_told_so(workers: int) -> None:
+    async def main() -> None:
+        async with mpkit.TaskPool(workers) as pool:
+            with pytest.raises(RuntimeError, match="async for"):
+                list(pool.aimap(poolwork.square, numbers(3)))
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))

@@ -1,55 +1,29 @@
 """An asynchronous iterable as the input of an imap, whose items the running loop pulls.
 
 For a feeder, which is a thread; or, where nobody but the consumer pulls (``workers=0``), for
-who waits for them in the loop himself.
+who waits for them in the loop himself. Who waits there and lets the loop do nothing is told so.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterable, AsyncIterator, Iterator
+    from collections.abc import AsyncIterable
 
 T = TypeVar("T")
 
 _END: Final = object()
 
 
-def pulled(items: AsyncIterable[T]) -> Iterator[T]:
-    """Return an iterator for another thread, whose items the running loop pulls one by one.
+class Awaited(Generic[T]):
+    """An iterator for another thread, or over what was pulled `ahead` of it.
 
     What the input raises, it raises. If the loop ends, it raises what that makes of what is awaited.
     """
-    import asyncio  # noqa: PLC0415  slow to import, and who has a loop has it
-
-    loop = asyncio.get_running_loop()  # here, and not in that thread
-    return _pulled(aiter(items), loop)
-
-
-def _pulled(items: AsyncIterator[T], loop: asyncio.AbstractEventLoop) -> Iterator[T]:
-    import asyncio  # noqa: PLC0415
-
-    async def pull() -> object:
-        return await anext(items, _END)
-
-    while True:
-        coming = pull()
-        try:
-            item = asyncio.run_coroutine_threadsafe(coming, loop).result()
-        except RuntimeError:
-            coming.close()  # if the loop was closed before, nobody will ever await it
-            raise
-        if item is _END:
-            return
-        yield cast("T", item)
-
-
-class Awaited(Generic[T]):
-    """An iterator over what was pulled `ahead` of it, by who is about to ask for that."""
 
     def __init__(self, items: AsyncIterable[T]) -> None:
         import asyncio  # noqa: PLC0415
@@ -70,6 +44,16 @@ class Awaited(Generic[T]):
             if self._coming is None:
                 self._coming = self._loop.create_task(self._pull())
             await asyncio.wait([self._coming])
+
+    async def _one(self) -> None:
+        """As `ahead`, for another thread: in the task that this is, as one more takes its time."""
+        import asyncio  # noqa: PLC0415
+
+        if self._coming is None and not self._ready and not self._ended:
+            self._coming = asyncio.current_task()
+            await self._pull()
+        else:
+            await self.ahead(1)
 
     async def _pull(self) -> None:
         try:
@@ -98,8 +82,8 @@ class Awaited(Generic[T]):
         error, self._error = self._error, None
         raise StopIteration if error is None else error
 
-    def _wait(self) -> None:
-        """Have the loop pull an item, in another thread than the loop's."""
+    def check_reader(self) -> None:
+        """Raise RuntimeError in the thread of the loop, which cannot pull while that waits."""
         import asyncio  # noqa: PLC0415
 
         here: asyncio.AbstractEventLoop | None = None
@@ -110,7 +94,13 @@ class Awaited(Generic[T]):
                 "the loop that runs here is to pull the input, and cannot while it waits for "
                 "that: take the results by `async for`, before the pool is closed"
             )
-        coming = self.ahead(1)
+
+    def _wait(self) -> None:
+        """Have the loop pull an item, in another thread than the loop's."""
+        import asyncio  # noqa: PLC0415
+
+        self.check_reader()
+        coming = self._one()
         try:
             asyncio.run_coroutine_threadsafe(coming, self._loop).result()
         except RuntimeError:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from mpkit import _outcome
 from mpkit._call import Call
 from mpkit._pickling import Stays
-from mpkit._pool import async_input
 from mpkit._pool import progress as progress_
 from mpkit._pool.async_input import Awaited
 from mpkit._pool.gather import Gather
@@ -150,15 +149,16 @@ class Caller(Stays):
         run_each = chunks.run_each
         bound = AHEAD * self._backend.workers
         feeds, later = self._backend.feeds, self._backend.later
-        return Results(submit, feeds, iterable, chunksize, later, bound, meter, ordered=ordered)
+        results: Results[R] = Results(
+            submit, feeds, iterable, chunksize, later, bound, meter, ordered=ordered
+        )
+        if awaited is not None:
+            results.check_reader = awaited.check_reader
+        return results
 
     def _pulled(self, iterable: Iterable[T] | AsyncIterable[T]) -> Iterable[T]:
         """Return what has the items of an input that may be asynchronous."""
-        if not isinstance(iterable, AsyncIterable):
-            return iterable
-        if isinstance(self._backend, Inline):
-            return Awaited(iterable)
-        return async_input.pulled(iterable)
+        return Awaited(iterable) if isinstance(iterable, AsyncIterable) else iterable
 
 
 def function(fn: Any) -> Any:

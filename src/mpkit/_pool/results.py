@@ -43,6 +43,9 @@ class Results(Stays, Generic[R]):
 
     """
 
+    #: Of an asynchronous input: raises in the thread that has to pull it. Not for users.
+    check_reader: Callable[[], None] | None = None
+
     def __init__(
         self,
         submit: Callable[[list[Any]], Task[list[tuple[bool, Any]]]],
@@ -91,6 +94,8 @@ class Results(Stays, Generic[R]):
             try:
                 returned, value = self._values.popleft()
             except IndexError:
+                if self.check_reader is not None:
+                    self.check_reader()
                 left = None if deadline is None else deadline.left()
                 self._window.take(self._values, left)
             else:
