@@ -13,12 +13,15 @@ import fcntl
 import io
 import os
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _fork
 from mpkit._platform import cstdio, memory
 from mpkit._platform.descriptors import identity
 from mpkit._worker.lent import Lent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: Bytes that are kept of what one task wrote: the last ones. (Arbitrary. They travel to the
 #: parent, which keeps them as long as the task.)
@@ -63,6 +66,13 @@ class Capture:
         # Those that a fork handed down may write to something else (pytest's, a notebook's), and
         # keep in a buffer what a worker that is killed never writes.
         self._replaced = sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__
+        # The task may write there: a default of some function may be one of them. (Only Python's
+        # own, of which a fork has renewed the locks: see `stdlib.renew_standard_streams`.)
+        self._buffered = [
+            stream
+            for stream in set(self._replaced)
+            if type(stream) is io.TextIOWrapper and type(stream.buffer) is io.BufferedWriter
+        ]
         cstdio.keep_nothing_back()
         sys.stdout = sys.__stdout__ = _stream(1, "surrogateescape")  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = _stream(2, "backslashreplace")  # type: ignore[misc]
@@ -71,17 +81,14 @@ class Capture:
         """A task begins."""
         if identity(self._file.fd) != self._identity:
             return  # some task has closed what it did not open, and soon we leave for that
+        _flush(self._buffered)  # what was printed before, as this process began, say
         os.ftruncate(self._file.fd, 0)
         for fd in _STREAMS:
             os.dup2(self._file.fd, fd)
 
     def end(self) -> bytes:
         """Return what the task wrote that ends now."""
-        # Those from before, too: a default of some function may be one, or what a handler writes to.
-        streams: list[Any] = [sys.stdout, sys.stderr, *self._replaced]
-        for stream in streams:
-            with contextlib.suppress(Exception):  # the task's own, perhaps, or closed, or None
-                stream.flush()
+        _flush([sys.stdout, sys.stderr, *self._buffered])
         for fd, (copy, same) in self._before.items():
             if copy < 0:
                 with contextlib.suppress(OSError):  # the task has closed it
@@ -94,6 +101,12 @@ class Capture:
         """What the task wrote is told: who finds it in the file would tell it again."""
         if identity(self._file.fd) == self._identity:
             os.ftruncate(self._file.fd, 0)
+
+
+def _flush(streams: Iterable[Any]) -> None:
+    for stream in streams:
+        with contextlib.suppress(Exception):  # the task's own, perhaps, or closed
+            stream.flush()
 
 
 def _copy(fd: int) -> int:
