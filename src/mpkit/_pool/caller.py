@@ -153,7 +153,7 @@ class Caller(Stays):
             submit, feeds, iterable, chunksize, later, bound, meter, ordered=ordered
         )
         if awaited is not None:
-            results.check_reader = awaited.check_reader
+            results._check_reader = awaited.check_reader
         return results
 
     def _pulled(self, iterable: Iterable[T] | AsyncIterable[T]) -> Iterable[T]:

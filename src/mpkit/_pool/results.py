@@ -43,8 +43,8 @@ class Results(Stays, Generic[R]):
 
     """
 
-    #: Of an asynchronous input: raises in the thread that has to pull it. Not for users.
-    check_reader: Callable[[], None] | None = None
+    #: Of an asynchronous input: raises in the thread that has to pull it.
+    _check_reader: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -94,8 +94,8 @@ class Results(Stays, Generic[R]):
             try:
                 returned, value = self._values.popleft()
             except IndexError:
-                if self.check_reader is not None:
-                    self.check_reader()
+                if self._check_reader is not None:
+                    self._check_reader()
                 left = None if deadline is None else deadline.left()
                 self._window.take(self._values, left)
             else:
