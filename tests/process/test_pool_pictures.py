@@ -271,6 +271,20 @@ def test_a_path_that_cannot_be_written_fails_at_the_call(kind: str, tmp_path: Pa
         assert pool.apply(poolwork.square, (2,)) == 4
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["trace", "report"])
+def test_no_file_is_written_over_by_a_pool_that_has_ended(
+    kind: str, workers: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "picture"
+    path.write_text("of an earlier pool")
+    with mpkit.TaskPool(workers) as pool:
+        pool.map(abs, range(3))
+    with pytest.raises(mpkit.PoolClosed, match="nothing to record"):
+        getattr(pool, kind)(path)
+    assert path.read_text() == "of an earlier pool"
+
+
 def test_statistics_cannot_be_changed() -> None:
     with mpkit.TaskPool(1) as pool:
         stats = pool.stats()

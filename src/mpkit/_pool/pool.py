@@ -171,6 +171,7 @@ class TaskPool(Calls):
 
         Raises:
             OSError: the file cannot be written, or is none in which one can go back.
+            PoolClosed: the pool has ended.
             ValueError: the pool runs on somebody else's executor, whose workers it does
                 not see.
 
@@ -188,6 +189,7 @@ class TaskPool(Calls):
 
         Raises:
             OSError: the file cannot be written.
+            PoolClosed: the pool has ended.
             ValueError: the pool runs on somebody else's executor, whose workers it does
                 not see.
 

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
+from mpkit._errors import PoolClosed
 from mpkit._platform import memory
 from mpkit._task.task import report
 from mpkit._watch.picture import Run
@@ -101,6 +102,7 @@ class Recorder:
         self._deaths: dict[int, int] = {}
         self._taken: set[int] = set()
         self._pictures: list[Picture] = []
+        self._over = False
         # Held while anything is counted. Re-entrant: a signal handler may call a pool, too.
         self._counting = threading.RLock()
 
@@ -335,6 +337,7 @@ class Recorder:
 
     def trace(self, path: str | os.PathLike[str]) -> Trace:
         """Begin a timeline."""
+        self._check_going()
         from mpkit._watch.trace import Trace  # noqa: PLC0415  rarely needed
 
         trace = Trace(os.fspath(path), self._forget)
@@ -343,11 +346,17 @@ class Recorder:
 
     def report(self, path: str | os.PathLike[str]) -> Report:
         """Begin a page."""
+        self._check_going()
         from mpkit._watch.report import Report  # noqa: PLC0415  rarely needed
 
         report = Report(os.fspath(path), self._forget, self.stats)
         self._begin(report)
         return report
+
+    def _check_going(self) -> None:
+        """Raise before a file is written over that nobody would end."""
+        if self._over:
+            raise PoolClosed("the pool", "it has ended, and there is nothing to record")
 
     def _begin(self, picture: Picture) -> None:
         with self._counting:
@@ -368,6 +377,7 @@ class Recorder:
 
     def close(self) -> None:
         """Write the pictures that are still open: the pool is over."""
+        self._over = True
         for picture in list(self._pictures):
             try:
                 picture.close()
