@@ -430,6 +430,8 @@ def applying(pool: mpkit.TaskPool) -> None:
     assert_type(pool.apply(area, (2, 1.5)), float)
     assert_type(pool.apply(shout, ("x",), {"times": 2}), str)
     assert_type(pool.apply(shout, kwds={"text": "x"}), str)
+    assert_type(pool.apply(area, [2, 1.5]), float)  # as multiprocessing has it, unchecked
+    assert_type(pool.apply_async(area, [2, 1.5]), mpkit.Task[float])
     assert_type(pool.apply_async(hello), mpkit.Task[str])
     assert_type(pool.apply_async(area, (2, 1.5)), mpkit.Task[float])
     assert_type(

@@ -103,6 +103,8 @@ class Calls(Caller):
     @overload
     def apply(self, func: Callable[[*Ts], R], args: tuple[*Ts]) -> R: ...
     @overload
+    def apply(self, func: Callable[..., R], args: list[Any]) -> R: ...
+    @overload
     def apply(
         self, func: Callable[..., R], args: Sequence[Any] = (), *, kwds: Mapping[str, Any]
     ) -> R: ...
@@ -131,6 +133,15 @@ class Calls(Caller):
         self,
         func: Callable[[*Ts], R],
         args: tuple[*Ts],
+        *,
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> Task[R]: ...
+    @overload
+    def apply_async(
+        self,
+        func: Callable[..., R],
+        args: list[Any],
         *,
         callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
