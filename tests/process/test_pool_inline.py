@@ -12,6 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import mpkit
 from mpkit._pool import caller, gather
@@ -377,3 +379,19 @@ def test_a_trace_has_the_tasks(tmp_path: Path) -> None:
     with mpkit.TaskPool(0) as pool, pool.trace(tmp_path / "run.json"):
         pool.apply(poolwork.square, (2,))
     assert "square" in (tmp_path / "run.json").read_text()
+
+
+@given(st.lists(st.integers(-3, 3), max_size=20))
+def test_what_a_callback_submits_is_run_by_priority_and_then_in_order(
+    priorities: list[int],
+) -> None:
+    order: list[int] = []
+    with mpkit.TaskPool(0) as pool:
+
+        def submit(_: object) -> None:
+            for number, priority in enumerate(priorities):
+                view = pool.options(priority=priority)
+                view.apply_async(abs, (number,), callback=order.append)
+
+        pool.apply_async(abs, (0,), callback=submit)
+    assert order == sorted(range(len(priorities)), key=lambda n: -priorities[n])
