@@ -170,7 +170,7 @@ with mpkit.TaskPool(4, context="fork") as pool:
 LIMITED = """
 import os, resource
 import mpkit
-from mpkit import TaskPool  # now: the user that this becomes may not read its file
+from mpkit import Stats, TaskPool  # now: the user that this becomes may not read their files
 from tests import poolwork
 
 def check(pool):
