@@ -27,7 +27,7 @@ from mpkit._errors import MpkitError, NotPicklable
 from mpkit._frames import PACKET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mpkit._reader import Reader
 
@@ -129,7 +129,8 @@ class _Press:
             self._pickler.elsewhere = elsewhere
         if reader:
             self._pickler.reader = reader
-        self._has_our_table = kind in (pickle.Pickler, _byvalue.Refusing)
+        self._kind = kind
+        self._asks = elsewhere is not None
 
     def dump(self, thing: object) -> Pickled:
         """Return the stream and the buffers of ``thing``. To be used again if that went well."""
@@ -150,8 +151,31 @@ class _Press:
 
     def _learn_reducers(self) -> None:
         self._copyreg, self._extra = len(_COPYREG), len(_EXTRA)
-        if self._has_our_table:
-            self._pickler.dispatch_table = _COPYREG | _EXTRA | {memoryview: _reduce_view}
+        ours = self._kind in (pickle.Pickler, _byvalue.Refusing)
+        if ours or self._asks:
+            own: Mapping[Any, Any] = _COPYREG | _EXTRA | {memoryview: _reduce_view}
+            table = own if ours else self._kind.dispatch_table
+            # As pickle has it: a class of picklers may have something else by this name.
+            _TABLE.__set__(self._pickler, _of_exceptions(table) if self._asks else table)
+
+
+_TABLE: Any = vars(pickle.Pickler)["dispatch_table"]
+
+
+def _of_exceptions(table: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return the reducers without those that tblib has put there for exceptions, as Dask has it do.
+
+    They take along the traceback and all that hangs on it, of which `_outcome` sees to each part.
+    """
+    return {
+        kind: reduce
+        for kind, reduce in table.items()
+        if not (
+            isinstance(kind, type)
+            and issubclass(kind, BaseException)
+            and str(getattr(reduce, "__module__", "")).startswith("tblib.")
+        )
+    }
 
 
 #: Those that nobody uses just now: to make one takes longer than to pickle a small object.

@@ -16,7 +16,7 @@ import pytest
 
 import mpkit
 from tests import poolwork
-from tests.support import PATIENCE
+from tests.support import PATIENCE, python
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -223,3 +223,33 @@ def test_futures_of_a_pool_and_of_threads_are_waited_for_together(pool: mpkit.Ta
         done = [(by[future], future.result()) for future in concurrent.futures.as_completed(by)]
     assert sorted(done) == sorted((n, n * n) for n in range(40) for _ in range(2))
     assert worked(pool, 40)
+
+
+WITH_TBLIB = """
+import tblib.pickling_support
+import mpkit
+
+def fail():
+    class Local(ValueError):
+        pass
+
+    try:
+        raise KeyError("first")
+    except KeyError as error:
+        raise Local("second") from error
+
+if __name__ == "__main__":
+    tblib.pickling_support.install()
+    with mpkit.TaskPool(1, context="fork") as pool:
+        error = pool.submit(fail).exception()
+    print(type(error).__name__, error, repr(error.__cause__), type(error.__cause__.__cause__).__name__)
+"""
+
+
+def test_exceptions_travel_as_ever_where_tblib_has_its_reducers_for_them() -> None:
+    """Dask has it put them there, for all that are known by then."""
+    pytest.importorskip("tblib")
+    pytest.importorskip("cloudpickle")
+    with python(WITH_TBLIB) as program:
+        said, _ = program.communicate(timeout=PATIENCE)
+    assert said == "Local second KeyError('first') RemoteTraceback\n"
