@@ -54,7 +54,7 @@ _AT_A_TIME = 4 * 1024 * 1024
 
 
 class Loan:
-    """A descriptor of a segment, to be sent. A forked child closes its copy."""
+    """A descriptor that others are to have, of a segment, say. A forked child closes its copy."""
 
     def __init__(self, fd: int) -> None:
         """Own ``fd``. The caller holds `_fork.guard` since it was made."""

@@ -7,17 +7,14 @@ a task first asks for it. Large buffers are not copied then: all have the same p
 
 from __future__ import annotations
 
-import os
 import pickle
 import threading
-from multiprocessing.reduction import DupFd
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mpkit import _fork, _pickling, _reader, _segment
+from mpkit._worker.lent import Lent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mpkit._reader import Reader
 
 _NOTHING: Any = object()
@@ -33,26 +30,24 @@ class Shared(Protocol):
         """No other worker will be given it."""
 
 
-class Packed:
+class Packed(Lent):
     """The object in its memory, in the pool's process and in its workers."""
 
     def __init__(self, fd: int, used: int) -> None:
         """Own ``fd``. The caller holds `_fork.guard` since it was made."""
-        self._fd = fd
+        super().__init__(fd)
         self._used = used
         self._thing = _NOTHING
-        _fork.know(self)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Only while a process is being spawned, with this among its arguments.
-        return _arrive, (DupFd(self._fd), self._used)
+    def _facts(self) -> tuple[Any, ...]:
+        return (self._used,)
 
     def thing(self) -> Any:
         if self._thing is _NOTHING:
-            if self._fd < 0:
+            if self.fd < 0:
                 raise RuntimeError("what the pool shares was not asked for before this fork")
             # Each thread that comes here meanwhile makes one: no lock could be had in a fork.
-            stream, *buffers = [part.toreadonly() for part in _segment.read(self._fd, self._used)]
+            stream, *buffers = [part.toreadonly() for part in _segment.read(self.fd, self._used)]
             try:
                 self._thing = pickle.loads(stream, buffers=buffers)
             except BaseException as error:
@@ -60,29 +55,6 @@ class Packed:
                 _reader.note_missing(error)
                 raise
         return self._thing
-
-    def close(self) -> None:
-        with _fork.guard:
-            self._close()
-
-    def _close(self, close: Callable[[int], None] = os.close) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            close(fd)  # also when this module has lost its globals, at the end
-
-    def __del__(self) -> None:
-        # Without the guard: this runs anywhere, and whoever has it may wait for what we hold.
-        self._close()
-
-    def _before_fork(self) -> None:
-        """Nothing to decide: the arguments of the new process say what travels."""
-
-    def _after_fork_in_parent(self) -> None:
-        """Nothing to let go of: there may be more workers."""
-
-    def _after_fork_in_child(self) -> None:
-        if not _fork.travels(self):
-            self.close()
 
 
 class Here:
@@ -106,11 +78,6 @@ def pack(thing: object, reader: Reader) -> Packed:
     with _fork.guard:
         fd, loan.fd = loan.fd, -1
         return Packed(fd, used)
-
-
-def _arrive(copy: Any, used: int) -> Packed:
-    with _fork.guard:
-        return Packed(copy.detach(), used)
 
 
 class _Current(threading.local):
