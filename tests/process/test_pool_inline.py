@@ -381,6 +381,22 @@ def test_a_trace_has_the_tasks(tmp_path: Path) -> None:
     assert "square" in (tmp_path / "run.json").read_text()
 
 
+def lock(_: int) -> Any:
+    return threading.Lock()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_item_of_a_chunk_whose_results_cannot_travel_raises(workers: int) -> None:
+    done: list[int] = []
+    with mpkit.TaskPool(workers) as pool:
+        results = pool.imap(lock, range(5), 2, progress=lambda count, _: done.append(count))
+        for _ in range(5):
+            with pytest.raises(mpkit.NotPicklable, match="the result of task"):
+                next(results)
+        assert next(results, None) is None
+    assert done[-1] == 5
+
+
 @given(st.lists(st.integers(-3, 3), max_size=20))
 def test_what_a_callback_submits_is_run_by_priority_and_then_in_order(
     priorities: list[int],

@@ -159,9 +159,9 @@ class Gather(Generic[R]):
         if part not in self._running:
             return False
         values: list[R] = []
-        seconds, error = 0.0, CancelledError() if task.cancelled() else task.exception()
+        seconds, (result, error) = 0.0, task.outcome()
         if error is None:
-            values, seconds = task.result()
+            values, seconds = result
         try:
             if error is None:
                 self._meter.advance(len(values))

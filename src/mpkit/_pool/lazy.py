@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpkit import _outcome
 from mpkit._errors import PoolClosed
 from mpkit._pool.inline import as_reported, check_interruption
 from mpkit._pool.results import Results
+from mpkit._pool.window import Failure
 from mpkit._worker import chunks
 
 if TYPE_CHECKING:
@@ -49,18 +49,9 @@ class LazyResults(Results[R]):
         self._input = _Input(submit, backend, chunks.split(items, chunksize), meter)
         backend.enter(self._input)
 
-    def next(self, timeout: float | None = None) -> R:
-        """Return the next result, running its call, which no ``timeout`` ends."""
-        while True:
-            try:
-                returned, value = self._values.popleft()
-                break
-            except IndexError:
-                self._input.take(self._values)
-        if not returned:
-            raise value.error()
-        result: R = value
-        return result
+    def _take(self, timeout: float | None) -> None:
+        """Run the next call, which no ``timeout`` ends."""
+        self._input.take(self._values)
 
     async def __anext__(self) -> R:
         import asyncio  # noqa: PLC0415  who awaits has it; nobody else should pay for it
@@ -143,11 +134,12 @@ class _Input:
             check_interruption(error)  # what was interrupted is done with, and the next may be run
             self.stop()
             raise
-        if not task.done():
+        outcome = task.outcome()
+        if outcome is None:
             task.cancel()
             raise RuntimeError("a callback of a pool cannot wait for the results of an imap")
-        failure = CancelledError() if task.cancelled() else task.exception()
-        return task.result() if failure is None else [(False, Here(failure))]
+        results, failure = outcome
+        return results if failure is None else [(False, Failure(failure))] * len(chunk)
 
     def drain(self) -> None:
         """Run all that is left, for who may ask for it when the pool has ended."""
@@ -175,15 +167,12 @@ class _Input:
         self._backend.leave(self)
 
 
-class Here:
+class Here(Failure):
     """An exception of an item, which stays in this process with all that it leads to."""
 
     def __init__(self, error: BaseException) -> None:
-        self._error = error
+        super().__init__(error)
         _kept[id(self)] = self
-
-    def error(self) -> BaseException:
-        return self._error
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Among results that travel, to nowhere else and at once.

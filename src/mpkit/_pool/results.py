@@ -94,16 +94,19 @@ class Results(Stays, Generic[R]):
             try:
                 returned, value = self._values.popleft()
             except IndexError:
-                if self._check_reader is not None:
-                    self._check_reader()
-                left = None if deadline is None else deadline.left()
-                self._window.take(self._values, left)
+                self._take(None if deadline is None else deadline.left())
             else:
                 break
         if not returned:
             raise value.error()
         result: R = value
         return result
+
+    def _take(self, timeout: float | None) -> None:
+        """Move some results to where `next` finds them, or raise StopIteration."""
+        if self._check_reader is not None:
+            self._check_reader()
+        self._window.take(self._values, timeout)
 
     def __aiter__(self) -> Self:
         return self

@@ -35,8 +35,8 @@ class _Noted:
         return error
 
 
-class _Raised:
-    """What became of the items of a chunk that has no results."""
+class Failure:
+    """What became of an item that has no result."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -187,7 +187,7 @@ class Window:
                     break
                 results, error = outcome
                 if error is not None:
-                    results = [(False, _Raised(error))] * size
+                    results = [(False, Failure(error))] * size
                 elif task.written or task.options.label is not None:
                     results = [it if it[0] else (False, _Noted(it[1], task)) for it in results]
                 if not task.cancelled():
