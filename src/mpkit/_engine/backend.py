@@ -79,6 +79,31 @@ class Backend(Control, Protocol):
         ...
 
 
+class NoControl(Control):
+    """What a backend without a supervisor can do about tasks, which is next to nothing."""
+
+    def is_own_thread(self) -> bool:
+        """As a `Backend` does."""
+        raise NotImplementedError
+
+    def recall(self, task: Task[Any]) -> bool:
+        """What has begun cannot be had back."""
+        return False
+
+    def cancelled(self, task: Task[Any]) -> None:
+        """It is passed over when its turn comes."""
+
+    def kill(self, task: Task[Any]) -> bool:
+        return False
+
+    def check_waiter(self, task: Task[Any]) -> None:
+        if self.is_own_thread():
+            raise RuntimeError(f"a callback of a pool cannot wait for {task.name}")
+
+    def later(self, call: Callable[[], None]) -> None:
+        call()
+
+
 def tries_again(task: Task[Any], error: BaseException, *, crashed: bool) -> bool:
     """Tell whether a task that failed is to be tried again; its last error tells of all.
 

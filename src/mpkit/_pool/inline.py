@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mpkit import _fork, _outcome
-from mpkit._engine.backend import tries_again
+from mpkit._engine.backend import NoControl, tries_again
 from mpkit._engine.feeds import Feed, Feeds
 from mpkit._engine.schedule import MOST_START_FAILURES
 from mpkit._errors import PoolClosed, TaskTimeout, WorkerInitError
@@ -64,7 +64,7 @@ class _Here(threading.local):
     in_task = False
 
 
-class Inline:
+class Inline(NoControl):
     """Runs each call where it is submitted. Any thread may call all of it."""
 
     workers = 1
@@ -267,9 +267,6 @@ class Inline:
         for task in list(self._unsettled):
             task.cancel()
 
-    def later(self, call: Callable[[], None]) -> None:
-        call()
-
     def close(self) -> None:
         if self._closed_because is None:
             self._closed_because = _CLOSED
@@ -321,22 +318,6 @@ class Inline:
 
     def is_own_thread(self) -> bool:
         return self._here.waiting is not None
-
-    # as the control of tasks
-
-    def recall(self, task: Task[Any]) -> bool:
-        """What has begun cannot be had back."""
-        return False
-
-    def cancelled(self, task: Task[Any]) -> None:
-        """It is passed over when its turn comes."""
-
-    def kill(self, task: Task[Any]) -> bool:
-        return False
-
-    def check_waiter(self, task: Task[Any]) -> None:
-        if self.is_own_thread():
-            raise RuntimeError(f"a callback of a pool cannot wait for {task.name}")
 
 
 def check_interruption(error: BaseException) -> None:

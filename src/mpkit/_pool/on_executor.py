@@ -16,7 +16,7 @@ from concurrent.futures.thread import BrokenThreadPool
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mpkit import _outcome
-from mpkit._engine.backend import tries_again
+from mpkit._engine.backend import NoControl, tries_again
 from mpkit._engine.feeds import Feeds
 from mpkit._errors import PoolClosed, WorkerDied, WorkerInitError
 from mpkit._platform.cores import usable_cores
@@ -26,7 +26,6 @@ from mpkit._task.task import add_note
 from mpkit._watch.recorder import Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from concurrent.futures import Executor, Future
 
     from mpkit._call import Call
@@ -50,7 +49,7 @@ class _Here(threading.local):
     telling = 0
 
 
-class OnExecutor:
+class OnExecutor(NoControl):
     """Runs calls on an executor, which is not shut down with the pool. Any thread may call it."""
 
     submit_part = None
@@ -209,20 +208,7 @@ class OnExecutor:
         inner = self._given.get(task)
         return inner is not None and inner.cancel()  # which has it cancelled by `_ended`
 
-    def cancelled(self, task: Task[Any]) -> None:
-        """Nobody has to know."""
-
-    def kill(self, task: Task[Any]) -> bool:
-        return False
-
-    def check_waiter(self, task: Task[Any]) -> None:
-        if self.is_own_thread():
-            raise RuntimeError(f"a callback of a pool cannot wait for {task.name}")
-
     # how it ends
-
-    def later(self, call: Callable[[], None]) -> None:
-        call()
 
     def is_own_thread(self) -> bool:
         return self._here.telling > 0
