@@ -131,8 +131,11 @@ class Caller(Stays):
         if self._carriage is not None:
             fn, iterable, _ = self._carriage.each(fn, iterable, star=False)
 
+        here = self._backend if isinstance(self._backend, Inline) else None
+        run_each = run_each_here if here else chunks.run_each
         submit_chunk = self._backend.submit_chunk
-        each = None if submit_chunk is None else packing.Each(fn, self._backend.reader)
+        # Of a pool without workers it only raises what cannot travel, as everywhere.
+        each = packing.Each(fn, self._backend.reader) if submit_chunk or here else None
 
         def submit(chunk: list[Any]) -> Task[list[tuple[bool, Any]]]:
             if submit_chunk is None or each is None:
@@ -142,11 +145,8 @@ class Caller(Stays):
             return task
 
         meter = progress_.meter(progress, total)
-        if isinstance(self._backend, Inline):
-            packing.Each(fn, None)  # raises if it cannot travel, as everywhere
-            run_each = run_each_here
-            return LazyResults(submit, self._backend, iterable, chunksize, meter, awaited)
-        run_each = chunks.run_each
+        if here is not None:
+            return LazyResults(submit, here, iterable, chunksize, meter, awaited)
         bound = AHEAD * self._backend.workers
         feeds, later = self._backend.feeds, self._backend.later
         results: Results[R] = Results(
@@ -156,9 +156,10 @@ class Caller(Stays):
             results._check_reader = awaited.check_reader
         return results
 
-    def _pulled(self, iterable: Iterable[T] | AsyncIterable[T]) -> Iterable[T]:
-        """Return what has the items of an input that may be asynchronous."""
-        return Awaited(iterable) if isinstance(iterable, AsyncIterable) else iterable
+
+def pulled(iterable: Iterable[T] | AsyncIterable[T]) -> Iterable[T]:
+    """Return what has the items of an input that may be asynchronous."""
+    return Awaited(iterable) if isinstance(iterable, AsyncIterable) else iterable
 
 
 def function(fn: Any) -> Any:

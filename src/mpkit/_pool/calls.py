@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
-from mpkit._pool.caller import Caller, function
+from mpkit._pool.caller import Caller, function, pulled
 from mpkit._pool.executor import PoolExecutor
 from mpkit._pool.results import Results
 from mpkit._task.asked import Asked
@@ -308,7 +308,7 @@ class Calls(Caller):
             [1, 2]
 
         """
-        return self.imap(func, self._pulled(iterable), chunksize, progress=progress)
+        return self.imap(func, pulled(iterable), chunksize, progress=progress)
 
     def aimap_unordered(
         self,
@@ -319,7 +319,7 @@ class Calls(Caller):
         progress: Progress = None,
     ) -> Results[R]:
         """As `aimap`, with each result as soon as it is there, in no particular order."""
-        return self.imap_unordered(func, self._pulled(iterable), chunksize, progress=progress)
+        return self.imap_unordered(func, pulled(iterable), chunksize, progress=progress)
 
 
 def _result(task: Task[R]) -> R:

@@ -13,7 +13,6 @@ from mpkit._platform import stdlib
 from mpkit._pool.calls import Calls
 from mpkit._pool.executor import WholeExecutor
 from mpkit._pool.inline import Inline
-from mpkit._pool.on_executor import OnExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -118,6 +117,8 @@ class TaskPool(Calls):
         self._threads = made.setup.threads
         backend: Backend
         if made.on is not None:
+            from mpkit._pool.on_executor import OnExecutor  # noqa: PLC0415  imports queues, threads
+
             backend = OnExecutor(made.on)
         elif made.workers == 0:
             backend = Inline(made)
@@ -207,6 +208,8 @@ class TaskPool(Calls):
         return self._backend.recorder.report(path)
 
     def _check_visible(self, what: str) -> None:
+        from mpkit._pool.on_executor import OnExecutor  # noqa: PLC0415  as above
+
         if isinstance(self._backend, OnExecutor):
             raise ValueError(f"a pool with on= does not see its workers, and cannot {what} them")
 
