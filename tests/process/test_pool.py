@@ -22,20 +22,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("start_method")
 
 
-def test_both_accents_give_the_same_results() -> None:
-    with mpkit.TaskPool(2) as pool:
-        assert pool.apply(poolwork.add, (1, 2)) == 3
-        assert pool.apply(poolwork.add, (1,), {"right": 2}) == 3
-        assert pool.apply_async(poolwork.add, (1, 2)).get(PATIENCE) == 3
-        assert pool.submit(poolwork.add, 1, right=2).result(PATIENCE) == 3
-        assert pool.map(poolwork.square, range(10)) == [n * n for n in range(10)]
-        assert pool.map_async(poolwork.square, [3]).get(PATIENCE) == [9]
-        assert pool.starmap(poolwork.add, [(1, 2), (3, 4)]) == [3, 7]
-        assert pool.starmap_async(poolwork.add, [(1, 2)]).get(PATIENCE) == [3]
-        assert list(pool.imap(poolwork.square, range(10), 3)) == [n * n for n in range(10)]
-        assert sorted(pool.imap_unordered(poolwork.square, range(5))) == [0, 1, 4, 9, 16]
-
-
 def test_leaving_the_block_finishes_the_work() -> None:
     with mpkit.TaskPool(2) as pool:
         tasks = [pool.submit(poolwork.square, n) for n in range(200)]
@@ -52,20 +38,6 @@ def test_an_exception_in_the_block_stops_what_runs_and_cancels_what_waits() -> N
             raise LookupError("mine")
     assert waiting.cancelled()
     assert isinstance(running.exception(0), mpkit.WorkerDied)
-
-
-def test_a_closed_pool_takes_nothing_and_says_so() -> None:
-    pool = mpkit.TaskPool(1)
-    with pytest.raises(ValueError, match="close"):
-        pool.join()
-    pool.close()
-    pool.close()
-    assert pool.join(PATIENCE)
-    for error in (mpkit.PoolClosed, ValueError, RuntimeError):
-        with pytest.raises(error, match="closed"):
-            pool.submit(poolwork.square, 1)
-        with pytest.raises(error, match="closed"):
-            pool.map(poolwork.square, [])
 
 
 def test_terminate_settles_everything_from_any_thread_and_twice() -> None:
@@ -104,23 +76,6 @@ def test_a_callback_runs_here_and_before_the_result_is_had() -> None:
         bad.wait(PATIENCE)
         assert seen[1][0] == "bad"
         assert isinstance(seen[1][1], ValueError)
-
-
-@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
-def test_a_callback_that_raises_is_reported_and_harms_nothing(
-    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reported: list[BaseException] = []
-    monkeypatch.setattr("sys.excepthook", lambda kind, error, trace: reported.append(error))
-
-    def callback(_: object) -> None:
-        raise error("mine")
-
-    with mpkit.TaskPool(1) as pool:
-        assert pool.apply_async(poolwork.square, (3,), callback=callback).get(PATIENCE) == 9
-        assert pool.apply(poolwork.square, (4,)) == 16
-    assert [type(raised) for raised in reported] == [error]
-    assert "the pool goes on" in reported[0].__notes__[0]
 
 
 def test_an_initializer_prepares_every_worker() -> None:
