@@ -165,7 +165,11 @@ _PROBE_LAST = """<script>
   const colour = (element, what) => getComputedStyle(element)[what];
   const facts = { drawn: drawn(), pixels: pixels() };
   facts.tips = [];
-  for (let x = 77; x < place.width; x += 2) { const tip = hover(x, 34); if (tip && !facts.tips.includes(tip)) facts.tips.push(tip); }
+  for (let y = 2; y < place.height; y += 8)
+    for (let x = 77; x < place.width; x += 2) {
+      const tip = hover(x, y);
+      if (tip && !facts.tips.includes(tip)) facts.tips.push(tip);
+    }
   for (let n = 0; n < 12; n++) key("+");
   facts.zoomed = drawn();
   document.getElementById("all").click();
