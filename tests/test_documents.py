@@ -11,7 +11,7 @@ from tests.documents import ROOT, Block, blocks, check
 if TYPE_CHECKING:
     from pathlib import Path
 
-PAGES = ["README.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))]
 BLOCKS = [block for page in sorted(PAGES) for block in blocks(page)]
 
 

@@ -178,7 +178,7 @@ def test_what_cannot_be_carried_is_refused_where_it_is_asked_for(start_method: s
 
 
 class Tracing:
-    """OpenTelemetry's context, as docs/howto.md has it."""
+    """OpenTelemetry's context, as docs/howto/context.md has it."""
 
     def capture(self) -> dict[str, str]:
         from opentelemetry import propagate
