@@ -130,6 +130,8 @@ LAYERS = [
     "",
     "_doctor",
     "joblib",
+    "dask._client",
+    "dask",
     "__main__",
 ]
 

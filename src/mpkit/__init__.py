@@ -41,6 +41,7 @@ a few processes, and `wait` waits for any of them.
 #                lazy, gather, caller, executor, calls, pool
 #   _selftest    tries all of that         _doctor     for `python -m mpkit doctor`
 #   joblib       a backend of joblib, for who imports it
+#   dask/        the same names on a Dask cluster, with a map of its own
 #
 # Only the errors are imported at once. All else is when it is first asked for: a program that
 # has a limit needs no pool, and neither do the workers of a pool, each of which imports mpkit

@@ -1,0 +1,55 @@
+"""The connection to a cluster: one that was given, one to an address, or the current one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_INSTALL = 'pip install "mpkit[dask]"'
+
+
+def client_of(given: Client | str | None) -> Client:
+    """Return the client that was given, one that is new for an address, or the current one.
+
+    In a task on a worker the current one is the worker's. Who gives an address has to close
+    what is returned. (It does not become the current one.)
+
+    Raises:
+        ImportError: `distributed` is not installed.
+        OSError: there is no scheduler at the address.
+        RuntimeError: there is no current client.
+        TypeError: this is neither a client nor an address.
+        ValueError: the client was closed, or is for asyncio.
+
+    """
+    try:
+        import distributed as half_typed  # noqa: PLC0415  an extra; and slow to import
+    except ImportError as error:
+        raise ImportError(f"mpkit.dask needs dask.distributed: {_INSTALL}") from error
+    distributed: Any = half_typed
+    if isinstance(given, str):
+        opened: Client = distributed.Client(given, set_as_default=False)
+        return opened
+    client: Client = _current(distributed) if given is None else given
+    if not isinstance(client, distributed.Client):
+        raise TypeError(f"client is a dask.distributed Client or an address, not {client!r}")
+    if client.asynchronous:
+        raise ValueError(
+            f"{client!r} is for asyncio, and here are calls that wait: give one that was made "
+            "without asynchronous=True, and not in a coroutine"
+        )
+    if client.status in ("closing", "closed"):
+        raise ValueError(f"{client!r} was closed: give one that is running")
+    return client
+
+
+def _current(distributed: Any) -> Any:
+    try:
+        return distributed.get_client()
+    except ValueError as error:
+        raise RuntimeError(
+            "there is no current dask.distributed Client: make one, or give client= one, or "
+            "the address of a scheduler"
+        ) from error
