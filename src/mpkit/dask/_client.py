@@ -32,7 +32,7 @@ def client_of(given: Client | str | None) -> Client:
     if isinstance(given, str):
         opened: Client = distributed.Client(given, set_as_default=False)
         return opened
-    client: Client = _current(distributed) if given is None else given
+    client: Any = _current(distributed) if given is None else given
     if not isinstance(client, distributed.Client):
         raise TypeError(f"client is a dask.distributed Client or an address, not {client!r}")
     if client.asynchronous:
@@ -42,7 +42,8 @@ def client_of(given: Client | str | None) -> Client:
         )
     if client.status in ("closing", "closed"):
         raise ValueError(f"{client!r} was closed: give one that is running")
-    return client
+    found: Client = client
+    return found
 
 
 def _current(distributed: Any) -> Any:
