@@ -13,22 +13,29 @@ import gc
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mpkit import _lifeline, _limit, _presence, _runtime, _segment
 from mpkit._platform import descriptors
+from tests.cluster import Cluster, Host
 from tests.support import PATIENCE, Spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.context import BaseContext
     from multiprocessing.process import BaseProcess
+
+
+#: What starts the processes of clusters, if a test has asked for one.
+_hosts: list[Host] = []
 
 
 def pytest_configure() -> None:
@@ -90,6 +97,36 @@ def socket_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def cluster_host() -> Iterator[Host]:
+    """Return what starts processes of Dask clusters."""
+    pytest.importorskip("distributed")
+    host = Host()
+    _hosts.append(host)
+    yield host
+    host.close()
+    _hosts.remove(host)
+
+
+@pytest.fixture(scope="session")
+def cluster(cluster_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Return a Dask cluster of two workers, of one thread each, for tests that do it no harm."""
+    with Cluster(cluster_host, tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def make_cluster(cluster_host: Host, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    """Make Dask clusters for this test alone; see `Cluster` for the arguments."""
+    with contextlib.ExitStack() as made:
+
+        def make(workers: int = 2, **options: Any) -> Cluster:
+            folder = tempfile.mkdtemp(prefix="cluster-", dir=tmp_path)
+            return made.enter_context(Cluster(cluster_host, Path(folder), workers, **options))
+
+        yield make
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """Fail a test that leaves a process, a thread or an open descriptor."""
@@ -113,9 +150,9 @@ def _settle(fact: Callable[[], bool]) -> None:
 
 
 def _children() -> list[str]:
-    """Return this process's children, but for the helpers of multiprocessing."""
+    """Return this process's children, but for the helpers of multiprocessing and of the tests."""
     multiprocessing.active_children()  # reaps
-    helpers = {_forkserver()._forkserver_pid, _tracker()._pid}
+    helpers = {_forkserver()._forkserver_pid, _tracker()._pid, *(host.pid for host in _hosts)}
     found: list[str] = []
     for thread in _listed("/proc/self/task"):
         with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children") as file:
