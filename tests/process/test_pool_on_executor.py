@@ -7,6 +7,7 @@ import contextvars
 import importlib.util
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -297,22 +298,73 @@ if __name__ == "__main__":
 """
 
 
+#: (Not what it does when a process dies: MPI ends all of them then, this program included.)
+MPI = """
+import os, sys, threading, mpkit
+from mpi4py.futures import MPIPoolExecutor
+from tests import poolwork
+
+if __name__ == "__main__":
+    with MPIPoolExecutor() as executor, mpkit.TaskPool(on=executor) as pool:
+        assert pool._backend.workers == 2
+        assert pool.map(poolwork.square, range(100)) == [n * n for n in range(100)]
+        assert list(pool.imap(poolwork.square, range(20), 3)) == [n * n for n in range(20)]
+        assert pool.submit(poolwork.add, 1, right=2).result(30) == 3
+        assert pool.apply(os.getpid) != os.getpid()
+        error = pool.submit(poolwork.picky, -1).exception(30)
+        assert isinstance(error, ValueError) and "picky" in str(error.__cause__), error
+        assert isinstance(pool.submit(poolwork.die, "sys.exit").exception(30), mpkit.TaskExit)
+        assert isinstance(pool.submit(str, threading.Lock()).exception(30), TypeError)
+        view = pool.options(retries=2, retry_on=(ConnectionError,))
+        assert view.submit(poolwork.fail_so_often, os.path.abspath("notes"), 2).result(30) == 3
+        for option in ({"timeout": 1}, {"priority": 1}):
+            try:
+                pool.options(**option)
+            except ValueError as error:
+                print(error)
+        executor.shutdown()
+        try:
+            pool.submit(poolwork.square, 1)
+        except mpkit.PoolClosed as closed:
+            print("closed:", closed)
+    sys.stdout.flush()
+"""
+
+
 @pytest.mark.parametrize(
-    ("module", "code", "said"),
+    ("module", "start", "code", "said"),
     [
-        ("loky", LOKY, ["closed: the pool takes no more tasks: its ProcessPoolExecutor does not"]),
-        ("distributed", DASK, ["ClientExecutor cannot honour priority=", "closed: the pool"]),
+        ("loky", [], LOKY, ["closed: the pool takes no more tasks: its ProcessPoolExecutor does"]),
+        ("distributed", [], DASK, ["ClientExecutor cannot honour priority=", "closed: the pool"]),
+        (
+            "mpi4py",
+            ["-m", "mpi4py.futures"],
+            MPI,
+            [
+                "MPIPoolExecutor cannot honour timeout=",
+                "cannot honour priority=",
+                "closed: the pool",
+            ],
+        ),
     ],
-    ids=["loky", "dask"],
+    ids=["loky", "dask", "mpi"],
 )
-def test_others_executors(module: str, code: str, said: list[str], tmp_path: Path) -> None:
+def test_others_executors(
+    module: str, start: list[str], code: str, said: list[str], tmp_path: Path
+) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed (the extra `test` has it)")
     program = tmp_path / "program.py"
     program.write_text(code)
     path = os.pathsep.join([str(ROOT), *sys.path])
+    command = [sys.executable, *start, str(program)]
+    if module == "mpi4py":
+        mpiexec = shutil.which("mpiexec", path=os.path.dirname(sys.executable))
+        if mpiexec is None:
+            pytest.skip("the package mpich is not installed (the extra `test` has it)")
+        command = [mpiexec, "-n", "3", *command]
     with subprocess.Popen(
-        [sys.executable, str(program)],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
