@@ -62,6 +62,7 @@ from mpkit._errors import ChannelClosed as ChannelClosed
 from mpkit._errors import ChannelMoved as ChannelMoved
 from mpkit._errors import ChannelTimeout as ChannelTimeout
 from mpkit._errors import EndOfChannel as EndOfChannel
+from mpkit._errors import LeaseLost as LeaseLost
 from mpkit._errors import LimitMismatch as LimitMismatch
 from mpkit._errors import LimitTimeout as LimitTimeout
 from mpkit._errors import MemoryLimitExceeded as MemoryLimitExceeded
@@ -74,6 +75,7 @@ from mpkit._errors import RemoteError as RemoteError
 from mpkit._errors import RemoteTraceback as RemoteTraceback
 from mpkit._errors import ResultTimeout as ResultTimeout
 from mpkit._errors import RuntimeDirectoryError as RuntimeDirectoryError
+from mpkit._errors import SchedulerLost as SchedulerLost
 from mpkit._errors import TaskExit as TaskExit
 from mpkit._errors import TaskTimeout as TaskTimeout
 from mpkit._errors import WorkerDied as WorkerDied
@@ -156,6 +158,7 @@ __all__ = [
     "EndOfChannel",
     "FunctionStats",
     "Job",
+    "LeaseLost",
     "LimitMismatch",
     "LimitTimeout",
     "MemoryLimitExceeded",
@@ -172,6 +175,7 @@ __all__ = [
     "ResultTimeout",
     "Results",
     "RuntimeDirectoryError",
+    "SchedulerLost",
     "Semaphore",
     "Signal",
     "Spread",

@@ -96,6 +96,47 @@ class WouldDeadlock(MpkitError, RuntimeError):
         )
 
 
+class LeaseLost(MpkitError, RuntimeError):
+    """A slot of a limit of a cluster was not renewed in time: another may have had it as well.
+
+    ``silence`` is for how many seconds the scheduler heard nothing of the slot, ``lease`` for
+    how many it keeps one that is not renewed. The slot has been given back.
+    """
+
+    def __init__(self, place: str, silence: float, lease: float) -> None:
+        super().__init__(place, silence, lease)
+        self.place = place
+        self.silence = silence
+        self.lease = lease
+
+    def __str__(self) -> str:
+        return (
+            f"a slot of {self.place} was not renewed for {self.silence:.1f} s, and its lease is "
+            f"{self.lease:g} s: another may have held it at the same time. Was this process "
+            "stopped, cut off, or in code that keeps the interpreter's lock? If that has to be, "
+            "raise distributed.scheduler.locks.lease-timeout in all processes of the cluster"
+        )
+
+
+# a cluster
+
+
+class SchedulerLost(MpkitError, ConnectionError):
+    """The scheduler of a cluster could not be asked: it has ended, or cannot be reached.
+
+    ``what`` was not done, or nobody knows whether it was; ``address`` is the scheduler's.
+    """
+
+    def __init__(self, what: str, address: str, why: str) -> None:
+        super().__init__(what, address, why)
+        self.what = what
+        self.address = address
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.what}: the scheduler at {self.address} could not be asked: {self.why}"
+
+
 # Channel
 
 

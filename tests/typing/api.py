@@ -514,6 +514,7 @@ def errors() -> None:
         mpkit.ChannelMoved,
         mpkit.ChannelTimeout,
         mpkit.EndOfChannel,
+        mpkit.LeaseLost,
         mpkit.LimitMismatch,
         mpkit.LimitTimeout,
         mpkit.MemoryLimitExceeded,
@@ -525,6 +526,7 @@ def errors() -> None:
         mpkit.RemoteTraceback,
         mpkit.ResultTimeout,
         mpkit.RuntimeDirectoryError,
+        mpkit.SchedulerLost,
         mpkit.TaskExit,
         mpkit.TaskTimeout,
         mpkit.WorkerDied,
@@ -545,6 +547,8 @@ def facts(
     died: mpkit.WorkerDied,
     peer: mpkit.PeerDied,
     mismatch: mpkit.LimitMismatch,
+    lease: mpkit.LeaseLost,
+    scheduler: mpkit.SchedulerLost,
     remote: mpkit.RemoteError,
     unpicklable: mpkit.NotPicklable,
 ) -> None:
@@ -555,3 +559,5 @@ def facts(
     assert_type(unpicklable.repr, str)
     assert_type(peer.reason, str | None)
     assert_type(mismatch.wanted, int)
+    assert_type(lease.silence, float)
+    assert_type(scheduler.address, str)

@@ -19,6 +19,8 @@ CASES: dict[str, tuple[tuple[object, ...], type[BaseException] | None]] = {
     "LimitMismatch": (("limit 'x'", 4, 3), ValueError),
     "LimitTimeout": (("limit 'x'", 4, 0.5), TimeoutError),
     "WouldDeadlock": (("limit 'x'", 1), RuntimeError),
+    "LeaseLost": (("limit 'x'", 45.0, 30.0), RuntimeError),
+    "SchedulerLost": (("limit 'x'", "tcp://127.0.0.1:8786", "no answer"), ConnectionError),
     "ChannelClosed": (("left end", "was closed"), ValueError),
     "ChannelMoved": (("left end", "moved to process 7"), ValueError),
     "ChannelTimeout": (("left end", "had no message", 2.0), TimeoutError),

@@ -21,6 +21,7 @@ from mpkit import ChannelMoved as ChannelMoved
 from mpkit import ChannelTimeout as ChannelTimeout
 from mpkit import EndOfChannel as EndOfChannel
 from mpkit import FunctionStats as FunctionStats
+from mpkit import LeaseLost as LeaseLost
 from mpkit import LimitMismatch as LimitMismatch
 from mpkit import LimitTimeout as LimitTimeout
 from mpkit import MemoryLimitExceeded as MemoryLimitExceeded
@@ -37,6 +38,7 @@ from mpkit import Report as Report
 from mpkit import Results as Results
 from mpkit import ResultTimeout as ResultTimeout
 from mpkit import RuntimeDirectoryError as RuntimeDirectoryError
+from mpkit import SchedulerLost as SchedulerLost
 from mpkit import Spread as Spread
 from mpkit import Stats as Stats
 from mpkit import Task as Task
@@ -79,6 +81,7 @@ __all__ = [
     "ChannelTimeout",
     "EndOfChannel",
     "FunctionStats",
+    "LeaseLost",
     "LimitMismatch",
     "LimitTimeout",
     "MemoryLimitExceeded",
@@ -95,6 +98,7 @@ __all__ = [
     "ResultTimeout",
     "Results",
     "RuntimeDirectoryError",
+    "SchedulerLost",
     "Spread",
     "Stats",
     "Task",
