@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -16,6 +17,7 @@ LIVES = {
     method: case(f"start, 2 tasks, stop: {method}", "ms", count=10, quick=2)
     for method in ("fork", "forkserver", "spawn")
 }
+FLOOR = case("start: fork, beside two bare forks", "ms", count=10, quick=2)
 IMPORT = case("import", "ms", count=10, quick=3)
 IMPORT_POOL = case("import of the pool", "ms", count=10, quick=3)
 
@@ -56,6 +58,22 @@ def _lives(library: str, method: str, count: int) -> float:
     return seconds(lambda: [once() for _ in range(count)])
 
 
+def _bare_forks(count: int) -> float:
+    """Processes that are born and end: what a worker does in between can only add to it."""
+
+    def once() -> None:
+        born = []
+        for _ in range(WORKERS):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            born.append(pid)
+        for pid in born:
+            os.waitpid(pid, 0)
+
+    return seconds(lambda: [once() for _ in range(count)])
+
+
 def _imported(statement: str, count: int) -> float:
     """Return the median of so many fresh interpreters, for each of them."""
     program = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
@@ -76,8 +94,12 @@ for _method, _row in LIVES.items():
             _row.run(_library)(
                 lambda count, library=_library, method=_method: _lives(library, method, count)
             )
+FLOOR.imports = PROGRAMS | {"os.fork": PROGRAMS["multiprocessing"]}
+FLOOR.run("os.fork")(_bare_forks)
+for _library in ("mpkit", "multiprocessing"):
+    FLOOR.run(_library)(LIVES["fork"].runs[_library])
 for _row, _statements in (IMPORT, IMPORTS), (IMPORT_POOL, IMPORTS_OF_POOLS):
     for _library, _statement in _statements.items():
         _row.run(_library)(lambda count, statement=_statement: _imported(statement, count))
 
-CASES: list[Case] = [*LIVES.values(), IMPORT, IMPORT_POOL]
+CASES: list[Case] = [*LIVES.values(), FLOOR, IMPORT, IMPORT_POOL]
