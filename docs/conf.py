@@ -96,5 +96,14 @@ def is_type_variable(name: str) -> bool:
     )
 
 
+def name_the_language(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Say in which language a page is, lest a browser takes Japanese glyphs for Chinese."""
+    if pagename.startswith("zh/"):
+        context["language"] = "zh-CN"
+
+
 def setup(app: Any) -> None:
     app.connect("missing-reference", resolve_private_path)
+    app.connect("html-page-context", name_the_language)

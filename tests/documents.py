@@ -81,6 +81,22 @@ def matches(printed: str, expected: str) -> bool:
     return re.fullmatch(".*".join(pieces), printed, re.DOTALL) is not None
 
 
+def same_program(one: str, other: str, *, but_for_texts: bool = False) -> bool:
+    """Tell whether two programs differ in comments and form only, or in their strings too."""
+
+    def shape(code: str) -> str:
+        tree = ast.parse(code)
+        if but_for_texts:
+            for node in ast.walk(tree):
+                if isinstance(node, ast.JoinedStr):
+                    node.values = [v for v in node.values if isinstance(v, ast.FormattedValue)]
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    node.value = ""
+        return ast.dump(tree)
+
+    return shape(one) == shape(other)
+
+
 def run(
     program: Path,
     *args: str,
@@ -94,8 +110,9 @@ def run(
         [python, "-Werror", "-Wignore::DeprecationWarning", *how, *args],
         capture_output=True,
         text=True,
+        encoding="utf-8",
         timeout=2 * PATIENCE,
         cwd=program.parent,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
     )

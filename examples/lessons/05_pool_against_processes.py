@@ -9,6 +9,8 @@ import time
 
 import mpkit
 
+TASKS = 100
+
 
 def tiny(number: int) -> int:
     return number + 1
@@ -17,11 +19,11 @@ def tiny(number: int) -> int:
 def main() -> None:
     began = time.perf_counter()
     with mpkit.TaskPool(4) as pool:
-        by_pool = pool.map(tiny, range(100))
+        by_pool = pool.map(tiny, range(TASKS))
     print(f"pool:      {time.perf_counter() - began:.3f} s")
 
     began = time.perf_counter()
-    jobs = [mpkit.start(tiny, number) for number in range(100)]
+    jobs = [mpkit.start(tiny, number) for number in range(TASKS)]
     by_processes = [job.result() for job in jobs]
     print(f"processes: {time.perf_counter() - began:.3f} s")
     print("same results:", by_pool == by_processes)
