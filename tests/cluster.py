@@ -52,6 +52,11 @@ class Host:
         self.lock = threading.Lock()
         self.pid = self._program.pid
 
+    def fds(self) -> list[int]:
+        """Return what it is talked to by."""
+        pipes = self._program.stdin, self._program.stdout
+        return [pipe.fileno() for pipe in pipes if pipe is not None]
+
     def order(self, what: str, **facts: Any) -> None:
         """Ask for something."""
         stdin = self._program.stdin
@@ -83,6 +88,12 @@ class Host:
             self.order("wait", pid=pid, until=until)
             status: int = self.answer()["status"]
         return status
+
+    def wait_until_ready(self) -> None:
+        """Return when it is there: so it is where ``prefix`` has put it."""
+        with self.lock:
+            self.order("answer")
+            self.answer()
 
     def close(self) -> None:
         """End it, and all that it has started."""
@@ -170,9 +181,19 @@ class Cluster:
         return worker
 
     def add_workers(
-        self, count: int, threads: int = 1, *, host: Host | None = None, address: str = "127.0.0.1"
+        self,
+        count: int,
+        threads: int = 1,
+        *,
+        nanny: bool = False,
+        host: Host | None = None,
+        address: str = "127.0.0.1",
     ) -> list[Server]:
-        """Start several at the same time, perhaps on another host; return them."""
+        """Start several at the same time, perhaps on another host; return them.
+
+        With ``nanny``, each is the child of a process that starts another one when it dies, and
+        ``pid`` is that of the nanny. (Such a worker takes a second to start: it is not forked.)
+        """
         host = host or self.host
         worker = {
             "scheduler_ip": self.address,
@@ -185,7 +206,7 @@ class Cluster:
         }
         with host.lock:
             for _ in range(count):
-                self._order(host, "worker", worker)
+                self._order(host, "nanny" if nanny else "worker", worker)
             answers = [host.answer() for _ in range(count)]
         started = [_server(answer, host) for answer in answers if "error" not in answer]
         self.workers += started

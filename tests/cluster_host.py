@@ -36,7 +36,9 @@ def main() -> None:
     orders = os.fdopen(0, "rb", buffering=0)
     for line in iter(orders.readline, b""):
         order = json.loads(line)
-        if order["what"] == "wait":
+        if order["what"] == "answer":
+            answer(1)
+        elif order["what"] == "wait":
             _, status = os.waitpid(order["pid"], WAITS[order["until"]])
             answer(1, status=status)
         elif os.fork() == 0:
@@ -50,7 +52,7 @@ def answer(fd: int, **facts: Any) -> None:
 
 
 def be_server(lifeline: Lifeline, order: dict[str, Any]) -> None:
-    """Be a scheduler or a worker, and then end."""
+    """Be a scheduler, a worker or a nanny, and then end."""
     try:
         lifeline.hold()
         fd = os.dup(1)
@@ -71,13 +73,18 @@ def be_server(lifeline: Lifeline, order: dict[str, Any]) -> None:
 
 
 async def serve(fd: int, order: dict[str, Any]) -> None:
-    kind = {"scheduler": distributed.Scheduler, "worker": distributed.Worker}[order["what"]]
+    kinds = {
+        "scheduler": distributed.Scheduler,
+        "worker": distributed.Worker,
+        "nanny": distributed.Nanny,
+    }
     try:
-        server = await kind(**order["options"])
+        server = await kinds[order["what"]](**order["options"])
     except Exception:
         answer(fd, error=traceback.format_exc()[-2000:])
         raise
-    answer(fd, pid=os.getpid(), address=server.address, log=order["log"])
+    address = getattr(server, "worker_address", None) or server.address
+    answer(fd, pid=os.getpid(), address=address, log=order["log"])
     os.close(fd)
     await server.finished()
 

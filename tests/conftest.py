@@ -115,6 +115,15 @@ def cluster(cluster_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def cluster_of_one(
+    cluster_host: Host, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """As ``cluster``, with one worker."""
+    with Cluster(cluster_host, tmp_path_factory.mktemp("cluster"), 1) as cluster:
+        yield cluster
+
+
 @pytest.fixture
 def make_cluster(cluster_host: Host, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     """Make Dask clusters for this test alone; see `Cluster` for the arguments."""
@@ -170,6 +179,7 @@ def _descriptors() -> Counter[str]:
     ours |= {_forkserver()._forkserver_alive_fd, _tracker()._fd}
     if _lifeline._own is not None:
         ours |= {_lifeline._own._reader, _lifeline._own._writer}
+    ours.update(*(host.fds() for host in _hosts))
     files = {semaphore._path for semaphore, _ in _limit._sites.values()}
     for slots in [semaphore._slots for semaphore, _ in _limit._sites.values()]:
         bells = slots.bells if slots else None
