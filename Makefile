@@ -17,7 +17,7 @@ TRIED := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 py
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check chaos soak lint types doctest format bench bench-quick pictures docs build clean
+.PHONY: help demo test check chaos soak lint types doctest format bench bench-quick pictures docs build release-check clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -71,10 +71,15 @@ docs: $(VENV)/.has-docs ## Build the documentation into build/docs, and run its 
 	$(PY) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
 	$(PY) -m sphinx -W --keep-going -q -b doctest -d build/doctrees docs build/doctest
 
-build: $(VENV)/.has-dev ## Build sdist and wheel into dist/
+# Whoever builds the same tree gets the same bytes, so no date comes from outside. (hatchling puts one of
+# its own on all files.) What is built with is what the tests were run with.
+build: $(VENV)/.has-dev ## Build sdist and wheel into dist/, reproducibly
 	rm -rf dist
-	$(PY) -m build
+	unset SOURCE_DATE_EPOCH; $(PY) -m build --no-isolation
 	$(PY) -m twine check --strict dist/*
+
+release-check: build ## Rehearse a release: build, upload to an index here, install, use; ARGS="--tag v1.2.3"
+	$(PY) -m tools.release_check $(ARGS)
 
 clean: ## Remove everything that the other targets made, .venv too
 	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -62,7 +62,9 @@ def blocks(document: str) -> list[Block]:
     ]
 
 
-def check(block: Block, folder: Path, start_method: str, python: str = sys.executable) -> None:
+def check(
+    block: Block, folder: Path, start_method: str | None, python: str = sys.executable
+) -> None:
     """Run a block as a program of its own; fail if it fails, or prints something else."""
     program = folder / "program.py"
     program.write_text(block.code, encoding="utf-8")
