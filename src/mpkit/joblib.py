@@ -33,6 +33,8 @@ from mpkit._task import carriage
 from mpkit._task.options import Options
 from mpkit._task.task import Task
 
+__all__ = ["MpkitBackend"]
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
