@@ -148,6 +148,21 @@ class Unknown:
         return likely.why(name) if (likely := self._likely) else ""
 
 
+class Foreign:
+    """Processes of another program, which have nothing of our main module."""
+
+    sure = True
+
+    def has(self, name: str, thing: object) -> bool:
+        return False
+
+    def may_lack(self) -> bool:
+        return any(_ours(_main().items()))
+
+    def why(self, name: str) -> str:
+        return "workers of a cluster do not import it"
+
+
 UNKNOWN: Final = Unknown()
 _NO_NAMES: Final = _mainfile.Names(frozenset(), frozenset())
 

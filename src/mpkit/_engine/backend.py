@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 class Backend(Control, Protocol):
     """Runs calls and settles their tasks. Its methods may be called by any thread."""
 
-    #: How many calls run at a time at most: what chunks are sized by.
-    workers: int
     recorder: Recorder
     #: Who unpickles the calls; None if nobody does, or if it is not known.
     reader: Reader | None
     #: What it takes calls from, even after `close`.
     feeds: Feeds
+
+    @property
+    def workers(self) -> int:
+        """How many calls run at a time at most: what chunks are sized by."""
+        ...
 
     def check_open(self) -> None:
         """Raise `PoolClosed` if no calls are taken any more."""

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from mpkit._engine.backend import Backend
     from mpkit._engine.settings import PoolSettings
+    from mpkit._platform.threads import Threads
     from mpkit._pool.executor import PoolExecutor
+    from mpkit._task.options import Options
     from mpkit._watch.report import Report
     from mpkit._watch.stats import Stats
     from mpkit._watch.trace import Trace
@@ -111,10 +113,6 @@ class TaskPool(Calls):
         **settings: Unpack[PoolSettings],
     ) -> None:
         made = settled(workers, initializer, initargs, tasks_per_worker, context, **settings)
-        self._opened_at = _caller()
-        self._pid = os.getpid()
-        self._closed = False
-        self._threads = made.setup.threads
         backend: Backend
         if made.on is not None:
             from mpkit._pool.on_executor import OnExecutor  # noqa: PLC0415  imports queues, threads
@@ -124,12 +122,20 @@ class TaskPool(Calls):
             backend = Inline(made)
         else:
             backend = Engine(made)
-        backend.check(made.options)  # one that has workers refuses nothing
+        self._begin(backend, made.options, made.setup.threads)
+
+    def _begin(self, backend: Backend, options: Options, threads: Threads | None = None) -> None:
+        """Be a pool on this, which is ended by whoever gets an error from here."""
+        backend.check(options)  # one that has workers refuses nothing
+        self._opened_at = _caller()
+        self._pid = os.getpid()
+        self._closed = False
+        self._threads = threads
         # Before anything can raise: from here on nobody has to remember the workers.
         self._finalizer = stdlib.call_when_gone(
             self, _abandon, (backend, self._opened_at, self._pid), 5
         )
-        super().__init__(backend, made.options, None)
+        super().__init__(backend, options, None)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"

@@ -7,6 +7,7 @@ that out takes longer than to pickle a few arguments, and so does it to read it.
 from __future__ import annotations
 
 import contextlib
+import pickle
 import struct
 import sys
 from types import BuiltinFunctionType, FunctionType
@@ -20,7 +21,7 @@ from mpkit._worker.chunks import run_each
 from mpkit._worker.slices import Bounds, run_slice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mpkit._reader import Reader
 
@@ -163,6 +164,31 @@ def unpack(data: bytes, fds: list[int]) -> tuple[Callable[..., Any], Any, Any]:
         return fn, (), {}
     args, kwargs = _parcel.unpack(data, fds, end)
     return fn, args, kwargs
+
+
+def unpack_beside(
+    head: bytes, stream: Any, buffers: Sequence[Any]
+) -> tuple[Callable[..., Any], Any, Any]:
+    """As `unpack`, for a call whose parcel was not sealed: its stream and buffers are beside it."""
+    if not stream:
+        return unpack(head, [])
+    if not buffers:
+        return unpack(b"".join((head, _parcel.PLAIN, stream)), [])
+    if head == _NAMELESS:
+        fn, args, kwargs = pickle.loads(stream, buffers=buffers)
+        return fn, args, kwargs
+    fn, _, _ = unpack(head, [])
+    args, kwargs = pickle.loads(stream, buffers=buffers)
+    return fn, args, kwargs
+
+
+def unpack_each_beside(
+    common: bytes, head: bytes, stream: Any, buffers: Sequence[Any]
+) -> tuple[Callable[..., Any], Any, Any]:
+    """As `unpack_beside`, for what `Each.pack` made: the call of `run_each` with a chunk."""
+    fn, _, _ = unpack(common, [])
+    chunk = pickle.loads(stream, buffers=buffers) if stream else _parcel.unpack(head, [])
+    return run_each, (fn, chunk), {}
 
 
 #: The functions that were called lately, by their ids: their modules, names and heads; and if

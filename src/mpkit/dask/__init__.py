@@ -8,6 +8,11 @@ address of a scheduler; without one it takes the current client, which in a task
 # Each line imports only from lines above it, and from mpkit:
 #
 #   _client      the connection to a cluster
+#   _claims      who has begun with what   _packet     what runs on workers
+#   _loads       calls, pickled            _plan       which of them go together
+#   _cluster     what is said to Dask      _lanes      who ran what
+#   _ledger      which tasks there are     _settling   what becomes of them
+#   _engine      the backend               _pool       TaskPool
 #
 # As in mpkit, what is on the cluster is imported when it is first asked for.
 
@@ -54,10 +59,13 @@ from mpkit import shared as shared
 from mpkit import wait as wait
 from mpkit import worker_state as worker_state
 
-# (Here come `TYPE_CHECKING` imports of what the cluster has of its own.)
-if not _typing.TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
+    from mpkit.dask._pool import TaskPool as TaskPool
+else:
     #: In which module of this package each of the cluster's own names is.
-    _HOMES: dict[str, str] = {}
+    _HOMES = {
+        "TaskPool": "_pool",
+    }
 
     # Hidden from type checkers: for them a module with a `__getattr__` has whatever is asked for.
     def __getattr__(name: str) -> object:
@@ -103,6 +111,7 @@ __all__ = [
     "Stats",
     "Task",
     "TaskExit",
+    "TaskPool",
     "TaskTimeout",
     "Trace",
     "WorkerDied",
