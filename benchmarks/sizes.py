@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from benchmarks.primitives import pour
+from benchmarks.table import pyplot
 
 #: 1 B to 1 GB.
 SIZES = [10**power for power in range(10)] + [3 * 10**power for power in range(9)]
@@ -47,13 +48,7 @@ def _rate(name: str, size: int) -> float:
 
 
 def _draw(path: str, figures: dict[str, dict[int, float]]) -> None:
-    import matplotlib as untyped
-
-    matplotlib: Any = untyped
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as untyped_too
-
-    plots: Any = untyped_too
+    plots = pyplot()
     figure, axes = plots.subplots(figsize=(7, 4.5), layout="constrained")
     for name, rates in figures.items():
         axes.loglog(list(rates), [rate / 1e6 for rate in rates.values()], marker=".", label=name)

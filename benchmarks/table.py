@@ -11,6 +11,10 @@ from benchmarks.registry import Case
 #: Marks a peer that lacks what mpkit is for; it is shown, and not compared with.
 UNFAIR = "not crash-safe"
 
+#: The colour of lines and letters, which can be read on white and on black: pictures have no
+#: background, and a page that shows one may be light or dark.
+INK = "#7b8494"
+
 
 def table(cases: list[Case], figures: Figures) -> str:
     """Return the table. A peer that cannot do the work says so in its cell."""
@@ -75,7 +79,7 @@ def picture(path: str, cases: list[Case], figures: Figures) -> None:
     widths = [ratio - 1 for ratio in bars.values()]
     drawn = axes.barh(list(bars), widths, left=1, color=colors)
     axes.bar_label(drawn, [f" {ratio:.2g}x " for ratio in bars.values()], fontsize=8)
-    axes.axvline(1, color="black", linewidth=0.8)
+    axes.axvline(1, color=INK, linewidth=0.8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}x")
     axes.margins(x=0.1, y=0.01)
@@ -92,6 +96,12 @@ def pyplot() -> Any:
     matplotlib.use("Agg")
     # Otherwise an SVG has the date and names by chance, and each run changes every line.
     matplotlib.rcParams["svg.hashsalt"] = "mpkit"
+    matplotlib.rcParams["savefig.transparent"] = True
+    matplotlib.rcParams["legend.framealpha"] = 0
+    for part in ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor"):
+        matplotlib.rcParams[part] = INK
+    for part in ("xtick.color", "ytick.color", "grid.color", "legend.edgecolor"):
+        matplotlib.rcParams[part] = INK
     import matplotlib.pyplot as plots
 
     return plots
