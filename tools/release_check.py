@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.documents import blocks, check
+from tests.documents import check, first_contact
 from tools import index, pythons, versions
 from tools.archives import (
     ROOT,
@@ -163,11 +163,11 @@ def try_it(version: str, python: str, release: str, index: str, folder: Path) ->
             raise Refused(
                 f"mpkit came with {', '.join(sorted(there - INSTALLED))}: it needs too much."
             )
-    with step(f"Python {version}: doctor, and the README"):
+    with step(f"Python {version}: doctor, README and tutorial"):
         _in_place(place, inside, "-W", "error", "-m", "mpkit", "limits")
         _in_place(place, inside, "-m", "mpkit", "doctor", "--json")
         try:
-            for block in blocks("README.md"):
+            for block in first_contact():
                 check(block, place, None, inside)
         except AssertionError as error:
             raise Refused(str(error)) from error
