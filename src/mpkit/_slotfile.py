@@ -21,7 +21,7 @@ import time
 from typing import Final
 
 from mpkit import _runtime
-from mpkit._errors import LimitMismatch
+from mpkit._errors import LimitMismatch, RuntimeDirectoryError
 from mpkit._platform import files
 
 # For each acquire: to look it up costs as much as to call it.
@@ -36,6 +36,8 @@ PLACES: Final = USE + (1 << 20)
 # magic, slots, last ticket, whether somebody waits, place. What is read and written while
 # others do is in words of 8 bytes, each of which is whole at any moment.
 MAGIC: Final = b"mpkit\0s4"
+#: With what it begins in any format, those of versions to come included.
+FAMILY: Final = MAGIC[:-1]
 HEADER: Final = struct.Struct("<8sQQQ208s")
 PLACE_SIZE: Final = 208
 TICKET: Final = 2
@@ -176,7 +178,7 @@ def _adopt(fd: int, path: str, slots: int, place: str) -> mmap.mmap | None:
     lock_soon(fd, USE, shared=True)
     # Looked at after locking, as he who makes a file looks for us after making it: of two
     # who do both at once, one at least sees the other, and begins anew.
-    return None if os.path.lexists(path) else _map(fd, slots, place)
+    return None if os.path.lexists(path) else _map(fd, path, slots, place)
 
 
 def _enter(fd: int, path: str, slots: int, place: str, *, alone: bool) -> mmap.mmap | None:
@@ -199,11 +201,14 @@ def _enter(fd: int, path: str, slots: int, place: str, *, alone: bool) -> mmap.m
         files.lock_byte(fd, USE, shared=True)
     else:
         lock_soon(fd, USE, shared=True)  # who has it exclusively lays the file out just now
-    return _map(fd, slots, place) if _runtime.leads_to(path, fd) else None
+    return _map(fd, path, slots, place) if _runtime.leads_to(path, fd) else None
 
 
-def _map(fd: int, slots: int, place: str) -> mmap.mmap | None:
+def _map(fd: int, path: str, slots: int, place: str) -> mmap.mmap | None:
     header = os.pread(fd, HEADER.size, 0)
+    if header.startswith(FAMILY) and not header.startswith(MAGIC):
+        base = os.path.dirname(os.path.dirname(path))
+        raise RuntimeDirectoryError(base, f"has {place} in use by another version of mpkit")
     if len(header) < HEADER.size or not header.startswith(MAGIC):
         return None  # he who laid it out was killed in the middle
     existing = HEADER.unpack(header)[1]

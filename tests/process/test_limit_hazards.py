@@ -509,3 +509,26 @@ def test_a_killed_holder_that_was_forked_by_hand_gives_his_slot_back(spawn: Spaw
         until(lambda: in_line(semaphore) == 1)
     finish(waiter)
     assert semaphore.available == 1
+
+
+OTHER_VERSION = """
+import sys
+import mpkit
+from mpkit import _slotfile
+_slotfile.MAGIC = _slotfile.MAGIC[:-1] + b"?"
+try:
+    mpkit.limit(1, name=sys.argv[1]).acquire()
+except mpkit.RuntimeDirectoryError as error:
+    print(error)
+"""
+
+
+def test_another_version_that_shares_a_name_is_told_so_and_does_not_hang() -> None:
+    """It once opened the file again and again, as if who laid it out had been killed."""
+    name = a_name()
+    with limit(1, name=name):
+        with python(OTHER_VERSION, name) as program:
+            out, _ = program.communicate(timeout=PATIENCE)
+        assert (
+            f"has limit {name!r} in use by another version of mpkit; set MPKIT_RUNTIME_DIR" in out
+        )
