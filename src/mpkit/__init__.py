@@ -16,7 +16,7 @@ a few processes, and `wait` waits for any of them.
 #   _bells       to wake one of another process
 #   _slotfile    the file of a semaphore   _queue      those who wait for it
 #   _slots       slots, as locks           _sharing    one of them for a path
-#   _waiter      who wakes whom
+#   _waiter      who wakes whom            _decorated  a function in a block
 #   _semaphore, _limit                     Semaphore and limit
 #   _listing     for `python -m mpkit limits`, in __main__
 #   _culprit     what cannot be pickled    _frames     packets over a stream

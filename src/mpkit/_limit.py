@@ -93,17 +93,17 @@ def _site_key(frame: FrameType) -> str:
     text = "\0".join(facts).encode(errors="surrogatepass")
     digest = hashlib.blake2b(text, digest_size=10, person=b"mpkit limit")
     if code.co_filename.startswith("<"):  # "<string>" and such: there may be several
-        digest.update(repr(_content(code)).encode(errors="backslashreplace"))
+        digest.update(repr(content(code)).encode(errors="backslashreplace"))
     return digest.hexdigest()
 
 
-def _content(value: object) -> object:
+def content(value: object) -> object:
     """Return what makes code or a constant what it is, the same in every process."""
     if isinstance(value, CodeType):
-        parts = (value.co_names, value.co_varnames, value.co_freevars, _content(value.co_consts))
+        parts = (value.co_names, value.co_varnames, value.co_freevars, content(value.co_consts))
         return value.co_code, *parts
     if isinstance(value, tuple):
-        return tuple(_content(part) for part in cast("tuple[object, ...]", value))
+        return tuple(content(part) for part in cast("tuple[object, ...]", value))
     if isinstance(value, frozenset):  # its order differs
-        return sorted(repr(_content(part)) for part in cast("frozenset[object]", value))
+        return sorted(repr(content(part)) for part in cast("frozenset[object]", value))
     return repr(value)

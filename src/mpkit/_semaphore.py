@@ -7,15 +7,15 @@ things, as ``sem-<key>``. Only that path travels between processes.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from mpkit import _fork, _runtime, _wait
+from mpkit._decorated import decorated
 from mpkit._errors import LimitTimeout, WouldDeadlock
 from mpkit._platform import mains, processes
 from mpkit._sharing import leave, use
@@ -220,7 +220,7 @@ class Semaphore:
 
         """
         slots = self._slots or self._opened()
-        owner = _current_task()
+        owner = current_task()
         _wait.check_timeout(timeout)
         if timeout == 0:
             return slots.take_now(owner)
@@ -262,7 +262,7 @@ class Semaphore:
         """
         slots = self._slots or self._opened()
         if not slots.give(_ident()):
-            self._give(slots, _current_task())
+            self._give(slots, current_task())
 
     def _give(self, slots: Slots, owner: Owner) -> None:
         if not (slots.give(owner) or slots.give_any()):
@@ -294,7 +294,7 @@ class Semaphore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._give(self._slots or self._opened(), _current_task())
+        self._give(self._slots or self._opened(), current_task())
 
     def _too_late(self) -> LimitTimeout:
         return LimitTimeout(self._place, self._count, self._timeout or 0.0)
@@ -306,25 +306,7 @@ class Semaphore:
             TypeError: it is a generator function, whose body runs after the call.
 
         """
-        import inspect  # noqa: PLC0415  slow to import, for decorators only
-
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(f"{function!r} is a generator: use the limit inside it, with `with`")
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-                async with self:
-                    return await function(*args, **kwargs)
-
-            return cast("Callable[P, R]", call_async)
-
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with self:
-                return function(*args, **kwargs)
-
-        return call
+        return decorated(function, self)
 
     def holders(self) -> list[Holder]:
         """Return who holds slots at this moment, an entry for each slot, as the kernel knows."""
@@ -383,7 +365,8 @@ def _holder(pid: int, noted_pid: int, since: float, name: str) -> Holder:
     return Holder(pid, name, since)
 
 
-def _current_task() -> asyncio.Task[Any] | None:
+def current_task() -> asyncio.Task[Any] | None:
+    """Return the asyncio task that runs in this thread, if one does."""
     if "asyncio" not in sys.modules:  # slow to import, and nobody has a task without it
         return None
     import asyncio  # noqa: PLC0415

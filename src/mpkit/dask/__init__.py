@@ -8,6 +8,11 @@ address of a scheduler; without one it takes the current client, which in a task
 # Each line imports only from lines above it, and from mpkit:
 #
 #   _client      the connection to a cluster
+#   _loop        to ask the scheduler, from any thread and any event loop
+#   _site        places in the program, the same on all machines
+#   _leases      slots, as the scheduler and a process know them
+#   _limit       limit and Semaphore
+#   _signal      Signal
 #   _claims      who has begun with what   _packet     what runs on workers
 #   _loads       calls, pickled            _plan       which of them go together
 #   _cluster     what is said to Dask      _lanes      who ran what
@@ -60,11 +65,17 @@ from mpkit import wait as wait
 from mpkit import worker_state as worker_state
 
 if _typing.TYPE_CHECKING:
+    from mpkit.dask._limit import Semaphore as Semaphore
+    from mpkit.dask._limit import limit as limit
     from mpkit.dask._pool import TaskPool as TaskPool
+    from mpkit.dask._signal import Signal as Signal
 else:
     #: In which module of this package each of the cluster's own names is.
     _HOMES = {
+        "Semaphore": "_limit",
+        "Signal": "_signal",
         "TaskPool": "_pool",
+        "limit": "_limit",
     }
 
     # Hidden from type checkers: for them a module with a `__getattr__` has whatever is asked for.
@@ -107,6 +118,8 @@ __all__ = [
     "Results",
     "RuntimeDirectoryError",
     "SchedulerLost",
+    "Semaphore",
+    "Signal",
     "Spread",
     "Stats",
     "Task",
@@ -118,6 +131,7 @@ __all__ = [
     "WorkerInitError",
     "WorkerStats",
     "WouldDeadlock",
+    "limit",
     "rng",
     "shared",
     "wait",

@@ -10,11 +10,12 @@ if TYPE_CHECKING:
 _INSTALL = 'pip install "mpkit[dask]"'
 
 
-def client_of(given: Client | str | None) -> Client:
+def client_of(given: Client | str | None, *, for_asyncio: bool = False) -> Client:
     """Return the client that was given, one that is new for an address, or the current one.
 
     In a task on a worker the current one is the worker's. Who gives an address has to close
-    what is returned. (It does not become the current one.)
+    what is returned. (It does not become the current one.) One that is for asyncio is good
+    for those only who do not wait in its loop: ``for_asyncio``.
 
     Raises:
         ImportError: `distributed` is not installed.
@@ -35,7 +36,7 @@ def client_of(given: Client | str | None) -> Client:
     client: Any = _current(distributed) if given is None else given
     if not isinstance(client, distributed.Client):
         raise TypeError(f"client is a dask.distributed Client or an address, not {client!r}")
-    if client.asynchronous:
+    if client.asynchronous and not for_asyncio:
         raise ValueError(
             f"{client!r} is for asyncio, and here are calls that wait: give one that was made "
             "without asynchronous=True, and not in a coroutine"
