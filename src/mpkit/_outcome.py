@@ -15,6 +15,7 @@ import io
 import pickle
 import time
 import traceback
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mpkit import _parcel, _pickling, _reader
@@ -114,9 +115,13 @@ def unpack_result(what: Name, data: bytes, fds: list[int], start: int = 0) -> An
     try:
         return _parcel.unpack(data, fds, start)
     except BaseException as error:
-        name = _pickling.text(what)
-        error.add_note(f"(raised here while the result of {name} was unpickled)")
+        note_unpacking(error, _pickling.text(what))
         raise
+
+
+def note_unpacking(error: BaseException, what: str) -> None:
+    """Have an error tell that it was raised by what unpickled a result."""
+    error.add_note(f"(raised here while the result of {what} was unpickled)")
 
 
 class Raised(NamedTuple):
@@ -388,12 +393,16 @@ def _message(error: BaseException) -> str:
 
 def describe(fn: Callable[..., object]) -> str:
     """Return a name for a call of ``fn`` that a reader of an error will recognise."""
+    if type(fn) is FunctionType and fn.__module__ not in _OF_NO_MODULE:  # as most are
+        return f"{fn.__module__}.{fn.__qualname__}"
     inner = getattr(fn, "func", None)  # functools.partial
     if callable(inner):
         return describe(inner)
     module = getattr(fn, "__module__", None)
     name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
     # Whatever a class says that these are: a text comes out.
-    return (
-        f"{name}" if module in (None, "builtins", "__main__", "__mp_main__") else f"{module}.{name}"
-    )
+    return f"{name}" if module in _OF_NO_MODULE else f"{module}.{name}"
+
+
+#: The modules that a name is told without.
+_OF_NO_MODULE: Final = (None, "builtins", "__main__", "__mp_main__")

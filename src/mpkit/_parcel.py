@@ -208,6 +208,10 @@ _early: weakref.WeakSet[Parcel] = weakref.WeakSet()
 _MOST_EARLY: Final = _segment.MOST_KEPT // 2
 
 
+#: What has no parts, and is pickled in one way only: no pickler need be asked for that.
+_ATOMS: Final = frozenset({type(None), bool, int, float})
+
+
 def pack(
     message: object,
     what: str | Callable[[], str],
@@ -219,19 +223,24 @@ def pack(
     ``names`` are what that calls the elements of ``message``, and ``reader`` is who will unpickle it.
     Raises OSError if descriptors ran out for what it carries.
     """
-    parcel, outer = Parcel(), _packing.parcel
+    parcel = Parcel()
+    if type(message) in _ATOMS:
+        parcel.hold(pickle.dumps(message, 5))
+        return parcel
+    outer = _packing.parcel
     _packing.parcel = parcel
     try:
-        parcel.stream, parcel.buffers = _pickling.dumps(
-            message, what, names, parcel.close, reader=reader
-        )
-        few = len(parcel.stream) <= MOST_INLINE
-        parcel.plain = few and parcel._copies is None and not parcel.buffers
+        stream, buffers = _pickling.dumps(message, what, names, parcel.close, None, reader)
     except BaseException:
         parcel.close()
         raise
     finally:
         _packing.parcel = outer
+    parcel.stream = stream
+    if buffers:
+        parcel.buffers = buffers
+    elif parcel._copies is None and len(stream) <= MOST_INLINE:
+        parcel.plain = True
     return parcel
 
 

@@ -6,7 +6,6 @@ no room for comes back to the schedule, and is tried again when something has en
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from mpkit._worker import wire
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mpkit._engine.crew import Worker
-    from mpkit._engine.ledger import Ledger
+    from mpkit._engine.ledger import Entry, Ledger
     from mpkit._engine.schedule import Schedule
 
 #: How many tasks a worker is sent at a time that travel with descriptors, of which we
@@ -23,6 +22,15 @@ if TYPE_CHECKING:
 MOST_BULKY = 2
 
 _NO_FDS: Sequence[int] = ()
+
+
+class _Packet:
+    """Tasks that are about to be sent together, and the function that they have in ``common``."""
+
+    def __init__(self, common: bytes) -> None:
+        self.entries: list[Entry] = []
+        self.loads: list[tuple[int, bytes]] = []
+        self.common = common
 
 
 class Dispatch:
@@ -35,57 +43,52 @@ class Dispatch:
 
     def send(self, number: int, tasks: list[int]) -> None:
         """Send tasks to a worker, several to a packet where they are small."""
-        loads: list[wire.Load] = []
-        room, common = wire.ROOM, b""
-        left = deque(tasks)
-        while left:
-            task = left[0]
+        packet, room = _Packet(b""), wire.ROOM
+        for place, task in enumerate(tasks):
             entry = self._ledger.begin(task)
             if entry is None:
-                self._schedule.withdrawn(number, left.popleft())
+                self._schedule.withdrawn(number, task)
                 continue
             data, fds, parcel = entry.head, _NO_FDS, entry.parcel
             if parcel is not None:
                 if not parcel.plain and len(self._crew[number].inbox.bulky) >= MOST_BULKY:
-                    break
+                    self._flush(number, packet)
+                    self.returned(number, tasks[place:])
+                    return
                 try:
                     data, fds = parcel.seal(data)
                 except OSError as error:
-                    self._flush(number, loads, _NO_FDS, common)
-                    loads = []
-                    self._cannot_send(number, left.popleft(), error)
-                    break
-            left.popleft()
-            if fds or len(data) + wire.PER_LOAD > room or common is not entry.common:
-                self._flush(number, loads, _NO_FDS, common)
-                loads, common = [], entry.common
-                room = wire.ROOM - len(common)
-            loads.append(wire.Load(task, data))
-            room -= len(data) + wire.PER_LOAD
+                    self._flush(number, packet)
+                    self._cannot_send(number, task, error)
+                    self.returned(number, tasks[place + 1 :])
+                    return
+            size = len(data) + wire.PER_LOAD
+            if fds or size > room or packet.common is not entry.common:
+                self._flush(number, packet)
+                packet = _Packet(entry.common)
+                room = wire.ROOM - len(entry.common)
+            packet.entries.append(entry)
+            packet.loads.append((task, data))
+            room -= size
             if fds:  # whose they are is clear only if it is alone
-                self._flush(number, loads, fds, common)
-                loads, room = [], wire.ROOM - len(common)
-        self._flush(number, loads, _NO_FDS, common)
-        if left:
-            self.returned(number, left)
+                self._flush(number, packet, fds)
+                packet, room = _Packet(b""), wire.ROOM
+        self._flush(number, packet)
 
-    def _flush(
-        self, number: int, loads: list[wire.Load], fds: Sequence[int], common: bytes
-    ) -> None:
-        if not loads:
+    def _flush(self, number: int, packet: _Packet, fds: Sequence[int] = _NO_FDS) -> None:
+        if not packet.loads:
             return
         worker = self._crew[number]
-        tasks = [load.task for load in loads]
         try:
-            sent = worker.inbox.send(loads, fds, common)
+            sent = worker.inbox.send(packet.loads, fds, packet.common)
         except OSError as error:
-            (task,) = tasks  # with descriptors it is alone
+            ((task, _),) = packet.loads  # with descriptors it is alone
             self._cannot_send(number, task, error)
             return
-        if not sent:
-            self.returned(number, tasks)
-            return
-        self._ledger.sent(tasks, number, worker.pid)
+        if sent:
+            self._ledger.sent(packet.entries, number, worker.pid)
+        else:
+            self.returned(number, [task for task, _ in packet.loads])
 
     def _cannot_send(self, number: int, task: int, error: OSError) -> None:
         """There are no descriptors, or there is no memory, to send a task.
@@ -96,7 +99,7 @@ class Dispatch:
             self.returned(number, [task])
         else:
             self._schedule.withdrawn(number, task)
-            self._ledger.settle(task, None, error)
+            self._ledger.settle(self._ledger[task], None, error)
 
     def returned(self, number: int, tasks: Sequence[int]) -> None:
         """These tasks were not taken by a worker."""

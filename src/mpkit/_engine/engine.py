@@ -46,7 +46,11 @@ class Engine:
         Raises NotPicklable, naming what cannot travel, and `PoolClosed`.
         """
         self.check_open(fed)
-        self._submit(task, *packing.pack(call, self.reader))
+        head, parcel = packing.pack(call, self.reader)
+        if parcel is None:
+            self._supervisor.submit(task, head, None)
+        else:
+            self._submit(task, head, parcel)
 
     def submit_chunk(self, task: Task[Any], each: Each, chunk: list[Any]) -> None:
         """As `submit`, for one of many chunks that a function is called with, which are fed."""
@@ -127,8 +131,10 @@ class Engine:
             raise PoolClosed("the pool", why)
 
     def check_open(self, fed: bool = False) -> None:
-        self._check_process()
         why_not = self._closed_because
+        if why_not is None and self._supervisor.ours and not self._supervisor.ends:
+            return
+        self._check_process()
         if why_not is None and self._supervisor.ends:
             why_not = "its supervisor failed"
         if why_not is not None and not (fed and why_not == _CLOSED):

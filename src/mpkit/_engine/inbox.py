@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mpkit._worker.journal import Journals
-    from mpkit._worker.wire import Done, Load
+    from mpkit._worker.wire import Done, Load, Loads
 
 #: Of how many packets it is known what was in them. (It may have one, and all that its inbox holds.)
 MOST_PACKETS = 128
@@ -81,7 +81,7 @@ class Inbox:
         #: Which journal is its worker's, if any.
         self.slot = journals.open()
 
-    def send(self, loads: list[Load], fds: Sequence[int], common: bytes = b"") -> bool:
+    def send(self, loads: Loads, fds: Sequence[int], common: bytes = b"") -> bool:
         """Send a packet of tasks; False if there is no room, or the worker is gone.
 
         Raises OSError if descriptors cannot be sent, since too many are on their way.
@@ -97,13 +97,13 @@ class Inbox:
             except LinkDown:  # the worker's death will be told by its sentinel
                 return False
             if sent and number:
-                self._packets[number] = [load.task for load in loads]
+                self._packets[number] = [task for task, _ in loads]
                 if len(self._packets) > MOST_PACKETS:
                     del self._packets[next(iter(self._packets))]
         if sent and fds:
-            self.bulky.update(load.task for load in loads)
+            self.bulky.update(task for task, _ in loads)
         if sent and not descriptors.HAS_PACKETS:
-            self._sent.append((len(framed(packet)), [load.task for load in loads]))
+            self._sent.append((len(framed(packet)), [task for task, _ in loads]))
         return sent
 
     def hand(
@@ -226,11 +226,11 @@ class Inbox:
             while self._unread.fill(_NOW):
                 data, fds = self._unread.inbox[0]
                 run = wire.decode_for_worker(data)
-                self._came_back.update(dict.fromkeys(load.task for load in run.loads))
+                self._came_back.update(dict.fromkeys(task for task, _ in run.loads))
                 self._packets.pop(run.number, None)
                 # Before it is out of there: who is interrupted after that does not ring.
                 if run.asked:
-                    self._unread.send(wire.encode_ring(run.loads[0].task), (), _NOW)
+                    self._unread.send(wire.encode_ring(run.loads[0][0]), (), _NOW)
                 del self._unread.inbox[0]
                 discard(fds)
 
@@ -252,7 +252,8 @@ class Inbox:
 
     def reported(self, tasks: Sequence[int]) -> None:
         """The worker has done these tasks, the first of those that it has."""
-        self.bulky.difference_update(tasks)
+        if self.bulky:
+            self.bulky.difference_update(tasks)
         for task in tasks if self._sent else ():
             sent = self._sent[0][1]
             sent.remove(task)

@@ -66,7 +66,7 @@ class Intake:
         """Have a call run, which `packing.pack` or `packing.Each` has made."""
         entry = Entry(task, head, parcel, common)
         if parcel is None and task.options.timeout is None:
-            asked = task if self._answers and isinstance(task, Asked) else None
+            asked = task if isinstance(task, Asked) and self._answers else None
             handed = self.shortcut.send(entry, asked=asked is not None)
             if handed is not None:
                 if handed.receipt and asked is not None:
@@ -127,7 +127,7 @@ class Intake:
             self._recorder.submitted += 1
             self._ledger.add([entry])
             self._schedule.handed(number, task.number, priority=task.options.priority)
-            self._ledger.sent([task.number], number, handed.worker.pid)
+            self._ledger.sent([entry], number, handed.worker.pid)
             if handed.asked:
                 handed.worker.inbox.wants(True)
 

@@ -85,33 +85,34 @@ class Ledger:
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Tasks were submitted."""
-        self._entries.update((entry.task.number, entry) for entry in entries)
+        for entry in entries:
+            self._entries[entry.task.number] = entry
 
     def begin(self, number: int) -> Entry | None:
         """A task is about to be sent; None if it was cancelled, and is forgotten now."""
         entry = self._entries[number]
+        task = entry.task
         if entry.killed:
-            entry.task.cancel()
-        if entry.task.set_running_or_notify_cancel():
+            task.cancel()
+        if task.set_running_or_notify_cancel():
             return entry
-        self._forget(number)
+        self._forget(entry)
         self._recorder.task_cancelled()
         return None
 
-    def _forget(self, number: int) -> Entry:
+    def _forget(self, entry: Entry) -> None:
         """A task is not to be sent any more, nor what belongs to it."""
-        entry = self._entries.pop(number)
+        del self._entries[entry.task.number]
         if entry.parcel is not None:
             entry.parcel.close()
-        return entry
 
-    def sent(self, numbers: Sequence[int], worker: int, pid: int) -> None:
+    def sent(self, entries: Sequence[Entry], worker: int, pid: int) -> None:
         """Tasks were sent to a worker: their time runs."""
-        for number in numbers:
-            entry = self._entries[number]
+        for entry in entries:
             entry.worker, entry.pid = worker, pid
-            entry.task.attempts += 1
-            timeout = entry.task.options.timeout
+            task = entry.task
+            task.attempts += 1
+            timeout = task.options.timeout
             if timeout is not None:
                 self._set_deadline(entry, timeout)
 
@@ -160,10 +161,10 @@ class Ledger:
             if entry is not None and entry.deadline == deadline:
                 yield entry
 
-    def rest(self, number: int, seconds: float) -> None:
+    def rest(self, entry: Entry, seconds: float) -> None:
         """A task is to be run again, after so many seconds."""
-        heapq.heappush(self._pauses, (time.monotonic() + seconds, number))
-        self._entries[number].task.since += seconds
+        heapq.heappush(self._pauses, (time.monotonic() + seconds, entry.task.number))
+        entry.task.since += seconds
 
     def rested(self) -> Iterator[int]:
         """Yield the tasks whose `rest` is over, each once."""
@@ -176,9 +177,8 @@ class Ledger:
             self._pauses = [(0.0 if n == number else when, n) for when, n in self._pauses]
             heapq.heapify(self._pauses)
 
-    def runs_again(self, number: int, error: BaseException, *, crashed: bool) -> bool:
+    def runs_again(self, entry: Entry, error: BaseException, *, crashed: bool) -> bool:
         """Tell whether a task that failed is to be run again; this is counted."""
-        entry = self._entries[number]
         wanted = crashed or isinstance(error, entry.task.options.retry_on)
         if not wanted or not entry.retries or entry.killed:
             return False
@@ -188,9 +188,10 @@ class Ledger:
         self._waits_again(entry)
         return True
 
-    def settle(self, number: int, value: Any, error: BaseException | None) -> None:
+    def settle(self, entry: Entry, value: Any, error: BaseException | None) -> None:
         """A task has its outcome."""
-        task = self._forget(number).task
+        self._forget(entry)
+        task = entry.task
         if not (task.running() or task.set_running_or_notify_cancel()):
             self._recorder.task_cancelled()
             return
@@ -213,7 +214,7 @@ class Ledger:
         for number, entry in list(self._entries.items()):
             entry.task.cancel()
             if number in self._entries:  # no callback of a task has led here once more
-                self.settle(number, None, WorkerDied(entry.task.name, entry.pid, None, reason))
+                self.settle(entry, None, WorkerDied(entry.task.name, entry.pid, None, reason))
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks that were not sent."""

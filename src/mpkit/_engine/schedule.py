@@ -165,9 +165,11 @@ class Schedule:
         Returns how many of them it can have done, as they are the first that it has.
         """
         state = self._workers[worker]
-        count = 0
-        while count < len(tasks) and state.tasks and state.tasks[0] == tasks[count]:
-            del state.tasks[0]
+        its, count = state.tasks, 0
+        for task in tasks:
+            if not its or its[0] != task:
+                break
+            its.popleft()
             count += 1
         if not count:
             return 0

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from mpkit._engine.actions import Action
+    from mpkit._engine.ledger import Entry
     from mpkit._engine.settings import Settings
     from mpkit._task.task import Task
     from mpkit._watch.recorder import Recorder, Span
@@ -289,7 +290,7 @@ class Supervisor:
         return count == len(dones)
 
     def _finished(self, number: int, dones: list[wire.Done]) -> int:
-        seconds = sum(done.ended - done.began for done in dones) / len(dones)
+        seconds = sum([done.ended - done.began for done in dones]) / len(dones)
         return self._schedule.finished(number, [done.task for done in dones], seconds)
 
     def _settle(self, number: int, worker: Worker, dones: list[wire.Done], fds: list[int]) -> None:
@@ -299,21 +300,22 @@ class Supervisor:
         limit = self._memory_limit
         if limit is not None and any(done.resident > limit for done in dones):
             self._retire(number)
-        ours: list[wire.Done] = []
+        ours: list[tuple[Entry, wire.Done]] = []
         spans: list[Span] = []
         moved: list[tuple[int, int]] | None = [] if self._recorder.pictured else None
         for done in dones:
-            task, failed = self._ledger[done.task].task, done.kind == _outcome.FAILED
+            entry, failed = self._ledger[done.task], done.kind == _outcome.FAILED
+            task = entry.task
             if isinstance(task, Asked) and not (failed or task.claim()):
-                self._ledger.settle(done.task, None, None)  # its caller has read it
+                self._ledger.settle(entry, None, None)  # its caller has read it
             else:
-                ours.append(done)
+                ours.append((entry, done))
                 spans.append((task, done.began, done.ended, failed))
                 if moved is not None:
-                    moved.append(moved_by(self._ledger[done.task], done))
+                    moved.append(moved_by(entry, done))
         self._recorder.tasks_ended(worker.pid, spans, moved)  # at which who has the result may look
-        for done in ours:
-            self._verdict.done(done, fds)
+        for entry, done in ours:
+            self._verdict.done(entry, done, fds)
 
     def _ended(self, number: int) -> None:
         """A worker's process has ended: take in its last words, and what it left unread."""

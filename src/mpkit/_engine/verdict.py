@@ -8,10 +8,10 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from mpkit import _outcome
+from mpkit import _outcome, _parcel
 from mpkit._errors import WorkerDied, WorkerInitError
 from mpkit._platform import memory
-from mpkit._task.asked import unpacked
+from mpkit._task.asked import misread
 from mpkit._task.options import pause_before
 from mpkit._task.task import report
 from mpkit._worker import wire
@@ -78,19 +78,18 @@ class Verdict:
         if when is not None and when <= time.monotonic():
             self._schedule.try_again()
 
-    def done(self, done: wire.Done, fds: list[int]) -> None:
+    def done(self, entry: Entry, done: wire.Done, fds: list[int]) -> None:
         """A worker reported a result, or an exception."""
-        task = done.task
         if done.kind == _outcome.FAILED:
-            self._failed(task, _unpack_error(done.data, fds, wire.DONE_SIZE))
+            self._failed(entry, _unpack_error(done.data, fds, wire.DONE_SIZE))
             return
         try:
-            value = unpacked(lambda: self._ledger[task].task.name, done, fds)
+            value = _parcel.unpack(done.data, fds, wire.DONE_SIZE)
         except BaseException as error:  # noqa: BLE001  unpickling is user code
             self._recorder.task_misread()
-            self._failed(task, error)
+            self._failed(entry, misread(entry.task, error))
         else:
-            self._ledger.settle(task, value, None)
+            self._ledger.settle(entry, value, None)
 
     def lost(self, task: int, worker: Worker) -> None:
         """A worker died while it ran this task."""
@@ -101,7 +100,7 @@ class Verdict:
         if error is None:
             reason = f"{worker.ended}{self._likely_cause(worker)}"
             error = WorkerDied(entry.task.name, worker.pid, worker.child.exitcode, reason)
-        self._failed(task, error, crashed=True)
+        self._failed(entry, error, crashed=True)
 
     def init_failed(self, data: bytes, fds: list[int]) -> None:
         """The initializer raised in a worker."""
@@ -139,7 +138,7 @@ class Verdict:
             why = f"the system would not start a process ({str(cause) or type(cause).__name__})"
         error = WorkerInitError(attempts, why)
         error.__cause__ = cause
-        self._ledger.settle(task, None, error)
+        self._ledger.settle(self._ledger[task], None, error)
 
     def _likely_cause(self, worker: Worker) -> str:
         """Tell why a worker died, where that can be known."""
@@ -153,17 +152,16 @@ class Verdict:
     def _how_starts_failed(self) -> str:
         return f"the last one {self._last_words} before it had begun{'' if self._forks else _GUARD}"
 
-    def _failed(self, task: int, error: BaseException, *, crashed: bool = False) -> None:
-        entry = self._ledger[task]
+    def _failed(self, entry: Entry, error: BaseException, *, crashed: bool = False) -> None:
         if entry.doom is not None and error is not entry.doom:
             # It was asked to end, and this is how it did.
             entry.doom.__cause__, error = error, entry.doom
             crashed = True
-        if not self._ledger.runs_again(task, error, crashed=crashed):
-            self._ledger.settle(task, None, error)
+        if not self._ledger.runs_again(entry, error, crashed=crashed):
+            self._ledger.settle(entry, None, error)
         elif pause := pause_before(entry.task.options, entry.task.attempts):
             self._schedule.postponed()
-            self._ledger.rest(task, pause)
+            self._ledger.rest(entry, pause)
         else:
             self.queue([entry])
 

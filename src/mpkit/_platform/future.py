@@ -40,7 +40,9 @@ os.register_at_fork(after_in_child=_renew_lock)
 class LightFuture(Future[R]):
     """A Future. What differs is when its parts are made, and that states are read unlocked."""
 
-    # What `Future.__init__` gives to each, here for all that have no other.
+    # What `Future.__init__` gives to each, here for all that have no other. So there is nothing
+    # to be made, and who makes many need not call that of this class.
+    _state: str = _PENDING
     _result: Any = None
     _exception: BaseException | None = None
     _made_condition: threading.Condition | None = None
@@ -48,7 +50,7 @@ class LightFuture(Future[R]):
     _made_callbacks: list[Any] | None = None
 
     def __init__(self) -> None:
-        self._state: str = _PENDING
+        """Have nothing yet."""
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
@@ -107,7 +109,11 @@ class LightFuture(Future[R]):
 
     def set_running_or_notify_cancel(self) -> bool:
         """Not for users: have it run; False if it was cancelled, and those who wait know that."""
-        return self._changes(_PENDING, _RUNNING) or super().set_running_or_notify_cancel()
+        with _lock:
+            alone = self._made_condition is None and self._state == _PENDING
+            if alone:
+                self._state = _RUNNING
+        return alone or super().set_running_or_notify_cancel()
 
     def wait_again(self) -> None:
         """Not for users: it runs no more. A Future knows no way back."""
@@ -118,14 +124,20 @@ class LightFuture(Future[R]):
 
     def set_result(self, result: R) -> None:
         """Not for users: the pool sets results."""
-        if not self._changes(_RUNNING, _FINISHED, result):
+        with _lock:  # as `_changes`, for one call less
+            alone = self._made_condition is None and self._state == _RUNNING
+            if alone:
+                if result is not None:  # else it has what all have
+                    self._result = result
+                self._state = _FINISHED
+        if not alone:
             super().set_result(result)
         elif self._made_callbacks:
             self._call_back()
 
     def set_exception(self, exception: BaseException | None) -> None:
         """Not for users: the pool sets exceptions."""
-        if not self._changes(_RUNNING, _FINISHED, None, exception):
+        if not self._changes(_RUNNING, _FINISHED, exception):
             super().set_exception(exception)
         elif self._made_callbacks:
             self._call_back()
@@ -143,15 +155,11 @@ class LightFuture(Future[R]):
         invoke: Any = getattr(self, "_invoke_callbacks")  # noqa: B009  typeshed knows nothing of it
         invoke()
 
-    def _changes(
-        self, old: str, new: str, result: Any = None, exception: BaseException | None = None
-    ) -> bool:
+    def _changes(self, old: str, new: str, exception: BaseException | None = None) -> bool:
         """Change the state from ``old``, if there is no condition by which to tell anybody."""
         with _lock:
             if self._made_condition is not None or self._state != old:
                 return False
-            if result is not None:  # else it has what all have
-                self._result = result
             if exception is not None:
                 self._exception = exception
             self._state = new

@@ -13,6 +13,10 @@ from typing import Final
 
 from mpkit._platform import DARWIN, LINUX
 
+#: Whether the processor lets others see what is stored, and loads, in the order of the program; but
+#: a load may come before a store that is before it.
+KEEPS_ORDER: Final = os.uname().machine in ("x86_64", "i686", "i386")
+
 HAS_MEMFD: Final = LINUX and hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpkit import _outcome, _pickling
+from mpkit import _outcome, _parcel
 from mpkit._task.task import Task, is_ctrl_c
 from mpkit._worker import wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from mpkit._pickling import Name
 
 R = TypeVar("R")
 
@@ -39,23 +37,25 @@ class Asked(Task[R]):
             done = answer()
             if done is not None:
                 self._pool = None  # the supervisor may sleep until the pool is garbage
-                result: R = unpacked(lambda: self.name, done, [])
-                return result
+                try:
+                    result: R = _parcel.unpack(done.data, [], wire.DONE_SIZE)
+                except BaseException as error:
+                    raised = misread(self, error)
+                    if raised is error:
+                        raise
+                else:
+                    return result
+                raise raised  # here, or it would have that one as its context, with all its frames
         return super().result(timeout)
 
 
-def unpacked(name: Name, done: wire.Done, fds: list[int]) -> Any:
-    """Return the result in a report; raise what unpickling it raised, which is user code.
+def misread(task: Task[Any], error: BaseException) -> BaseException:
+    """Return what is to be raised for what was raised as a result was unpickled, by user code.
 
     That is an Exception, or a real Ctrl-C. The exit that user code asks for is not that of who
     asks for the result, nor of the supervisor.
     """
-    try:
-        return _outcome.unpack_result(name, done.data, fds, wire.DONE_SIZE)
-    except Exception:
-        raise
-    except BaseException as error:
-        if is_ctrl_c(error):
-            raise
-        raised = _outcome.Raised.of(_pickling.text(name), error)
-    raise raised.error()  # here, or it would have that one as its context, with all its frames
+    _outcome.note_unpacking(error, task.name)
+    if isinstance(error, Exception) or is_ctrl_c(error):
+        return error
+    return _outcome.Raised.of(task.name, error).error()

@@ -75,6 +75,8 @@ class Task(Stays, LightFuture[R]):
 
     """
 
+    #: How many times a worker was given the task to run, which is 1 without retries.
+    attempts: int = 0
     _failures: tuple[str, ...] = ()
     #: What `output` shows, as it came. Not for users.
     written: bytes = b""
@@ -84,12 +86,9 @@ class Task(Stays, LightFuture[R]):
         self, what: str, options: Options, pool: object = None, control: Control | None = None
     ) -> None:
         """Not for users: pools make tasks."""
-        super().__init__()
         # While the task is pending its pool must not become garbage, as that ends it.
         self._pool = pool
         self._control = control
-        #: How many times a worker was given the task to run, which is 1 without retries.
-        self.attempts: int = 0
         self.number: int = next(_numbers)
         self.options = options
         #: What pictures call its function, by its name or the one that was given.

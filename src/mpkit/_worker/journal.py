@@ -70,7 +70,7 @@ def _renew_turnstile() -> None:
 os.register_at_fork(after_in_child=_renew_turnstile)
 
 
-def _in_order() -> None:
+def _fence() -> None:
     """Have the stores and loads before this take effect before those after it.
 
     Processors may do them in another order. To release a lock comes after what was done with it,
@@ -78,8 +78,15 @@ def _in_order() -> None:
     """
     with _turnstile:
         pass
-    with _turnstile:
-        pass
+    if not memory.KEEPS_ORDER:  # where it is kept, any lock is a fence
+        with _turnstile:
+            pass
+
+
+def _in_order() -> None:
+    """As `_fence`, but a load after this may be done before a store before it."""
+    if not memory.KEEPS_ORDER:
+        _fence()
 
 
 def _place(kind: int, slot: int, slots: int) -> int:
@@ -114,7 +121,7 @@ class Journal:
     def begin_task(self, packet: int, index: int) -> bool:
         """Begin with a task of a packet; False if it was taken back, as all behind it were."""
         self._counts[self._begun] = packet * _MOST_TASKS + index + 1
-        _in_order()
+        _fence()
         of, first = divmod(self._counts[self._taken_back], _MOST_TASKS)
         return of != packet or index < first
 
@@ -130,12 +137,11 @@ class Journal:
                 _LENGTH.pack_into(self._records, place, _TURN)
             self._written += _SIZE - place
             place = 0
-        _LENGTH.pack_into(self._records, place, len(record))
-        self._records[place + _LENGTH.size : place + size] = record
+        self._records[place : place + size] = _LENGTH.pack(len(record)) + record
         self._written += size
         _in_order()
         self._counts[self._count] = self._written
-        _in_order()
+        _fence()
         sleep = self._counts[0]
         if sleep in (0, self._woken) or (asked and not self._counts[self._wanted]):
             return False
@@ -263,7 +269,7 @@ class Journals:
         """
         taken_back = packet * _MOST_TASKS + self._begun(slot, packet)
         self._counts[_place(_TAKEN_BACK, slot, self._slots)] = taken_back
-        _in_order()
+        _fence()
         return self._begun(slot, packet)
 
     def _begun(self, slot: int, packet: int) -> int:
@@ -296,7 +302,7 @@ class Journals:
         """Have the next one who writes wake us; False if somebody has written meanwhile."""
         self._sleeps += 1
         self._counts[0] = self._sleeps
-        _in_order()
+        _fence()
         if bytes(self._written) == self._seen:
             return True
         self._counts[0] = 0

@@ -32,6 +32,7 @@ _LONGEST: Final = 254
 #: the seconds that there are for them, and how many may be done between two looks at the clock;
 #: and then the call with all of them.
 _PART: Final = b"\xff"
+_OF_PART: Final = _PART[0]
 _PART_HEAD = struct.Struct("=cQQdQ")
 assert _PART_HEAD.size + 1 + _LONGEST <= _parcel.MOST_HEAD
 
@@ -64,6 +65,8 @@ def _sealed(head: bytes, parcel: Parcel) -> tuple[bytes, Parcel | None]:
 #: Bytes of a function that is sent once for all tasks in a packet. (Arbitrary: a closure that
 #: cloudpickle has packed takes some 600.)
 _MOST_COMMON: Final = 4096
+#: Bytes of a chunk that fits into a packet beside any of them.
+_SURELY_FITS: Final = _parcel.MOST_INLINE - _MOST_COMMON
 
 
 class Each:
@@ -82,12 +85,15 @@ class Each:
         if parcel is not None:
             parcel.close()
         self._fn = fn
+        self._item = f"an item for {call.what}"
 
     def pack(self, chunk: list[Any]) -> tuple[bytes, Parcel | None, bytes]:
         """Return what `pack` does of a call with a chunk, and the function if it is beside that."""
         common = self._common
         if common:
-            parcel = _parcel.pack(chunk, f"an item for {self.what}", reader=self._reader)
+            parcel = _parcel.pack(chunk, self._item, (), self._reader)
+            if parcel.plain and len(parcel.stream) <= _SURELY_FITS:
+                return _parcel.PLAIN + parcel.stream, None, common
             size, most = len(parcel.stream), _parcel.MOST_INLINE
             if size > most or size + len(common) <= most:  # or both are too much for a packet
                 return *_sealed(b"", parcel), common
@@ -146,7 +152,7 @@ def pack_chunk(call: Call, reader: Reader | None) -> Chunk | None:
 def unpack(data: bytes, fds: list[int]) -> tuple[Callable[..., Any], Any, Any]:
     """Return the function and the arguments of a call. Raises what unpickling raises."""
     length = data[0]
-    if length == _PART[0]:
+    if length == _OF_PART:
         _, *bounds = _PART_HEAD.unpack_from(data)
         fn, (chunk, star), _ = unpack(data[_PART_HEAD.size :], fds)
         return run_slice, (fn, chunk, star, Bounds(*bounds)), {}
@@ -154,12 +160,12 @@ def unpack(data: bytes, fds: list[int]) -> tuple[Callable[..., Any], Any, Any]:
         fn, args, kwargs = _parcel.unpack(data, fds, 1)
         return fn, args, kwargs
     end = 1 + length
-    text = data[1:end]
+    head = data[:end]
     try:
-        module, name = _names[text]
+        module, name = _names[head]
         fn = sys.modules[module].__dict__[name]
     except KeyError:
-        fn = _find(text)
+        fn = _find(head)
     if end == len(data):
         return fn, (), {}
     args, kwargs = _parcel.unpack(data, fds, end)
@@ -227,18 +233,20 @@ def _named(fn: Callable[..., Any], reader: Reader | None) -> bytes | None:
 
 
 def _is_there(fn: Callable[..., Any], module: str, name: str) -> bool:
-    names: dict[str, Any] = getattr(sys.modules.get(module), "__dict__", {})
-    return names.get(name) is fn
+    try:
+        return sys.modules[module].__dict__.get(name) is fn
+    except (KeyError, AttributeError):  # something else may be in the place of a module
+        return False
 
 
 #: The module and the name that heads stand for which came here.
 _names: dict[bytes, tuple[str, str]] = {}
 
 
-def _find(text: bytes) -> Any:
+def _find(head: bytes) -> Any:
     """Import a function, as pickle would."""
-    module, name = text.decode().split("\n")
+    module, name = head[1:].decode().split("\n")
     __import__(module)
     fn = getattr(sys.modules[module], name)
-    _names[text] = module, name
+    _names[head] = module, name
     return fn

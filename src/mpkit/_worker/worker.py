@@ -7,7 +7,7 @@ import functools
 import gc
 import signal
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mpkit import _outcome, _reader, _wait
 from mpkit._link import LinkDown
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 _state: dict[str, Any] = {}
 
 _NOW = _wait.Deadline(0)
+
+#: Bytes of an outcome that fits into the journal.
+_MOST_SMALL: Final = MOST_BYTES - wire.DONE_SIZE
+
+#: When a task began and ended, the kind of what came of it, and that.
+Outcome = tuple[float, float, bytes, "Parcel"]
 
 
 def worker_state() -> dict[str, Any]:
@@ -94,18 +100,18 @@ def _serve(inbox: Link, reports: Reports, speaker: Speaker | None) -> NoReturn:
         packet = inbox.receive()
         assert packet is not None  # there is no deadline
         data, fds = packet
-        run = wire.decode_for_worker(data)
-        for index, load in enumerate(run.loads):
-            if run.number and not reports.begin(run.number, index):
+        loads, asked, number, common = wire.decode_for_worker(data)
+        for index, (task, call) in enumerate(loads):
+            if number and not reports.begin(number, index):
                 break
             if speaker is None:
-                outcome = _run(load, fds, run.common)
+                outcome = _run(task, call, fds, common)
             else:
-                call = functools.partial(_run, load, fds, run.common)
-                outcome = speaker.around(load.task, call)
-            reports.done(load.task, *outcome, asked=run.asked)
-            if run.asked:
-                reports.ring(load.task)
+                run = functools.partial(_run, task, call, fds, common)
+                outcome = speaker.around(task, run)
+            reports.done(task, outcome, asked=asked)
+            if asked:
+                reports.ring(task)
 
 
 def _ignore(number: int, frame: object) -> None:
@@ -136,19 +142,19 @@ def _finalize(finalizer: Call, reports: Reports) -> None:
         parcel.close()
 
 
-def _run(load: wire.Load, fds: list[int], common: bytes) -> tuple[float, float, bytes, Parcel]:
-    """Run one task; return when it began and ended, the kind of its outcome, and that."""
+def _run(task: int, packed: bytes, fds: list[int], common: bytes) -> Outcome:
+    """Run one task."""
     began = time.monotonic()
-    what = f"task {load.task}"
+    what = f"task {task}"
     fn: Any
     args: Any
     kwargs: dict[str, Any] = {}
     try:
         if common:
-            fn, chunk = packing.unpack_each(common, load.call, fds)
+            fn, chunk = packing.unpack_each(common, packed, fds)
             call, args = chunks.run_each, (fn, chunk)
         else:
-            fn, args, kwargs = packing.unpack(load.call, fds)
+            fn, args, kwargs = packing.unpack(packed, fds)
             call = fn
     except BaseException as error:  # noqa: BLE001  unpickling is user code
         error.add_note(f"(raised while a worker unpickled the arguments of {what})")
@@ -161,7 +167,8 @@ def _run(load: wire.Load, fds: list[int], common: bytes) -> tuple[float, float, 
         parcel = _outcome.pack_error(f"{what} ({_outcome.describe(fn)})", error, skip_frames=1)
         return began, ended, _outcome.FAILED, parcel
     ended = time.monotonic()
-    return began, ended, *_outcome.pack_result(what, fn, value)
+    kind, parcel = _outcome.pack_result(what, fn, value)
+    return began, ended, kind, parcel
 
 
 class Reports:
@@ -193,13 +200,12 @@ class Reports:
         self._write(wire.encode_declined(packet, index))
         return False
 
-    def done(
-        self, task: int, began: float, ended: float, kind: bytes, parcel: Parcel, *, asked: bool
-    ) -> None:
+    def done(self, task: int, outcome: Outcome, *, asked: bool) -> None:
         """Report what became of a task. A result that was ``asked`` for is the caller's to read."""
+        began, ended, kind, parcel = outcome
         resident = memory.resident_bytes() if self._report_memory else 0
         header = wire.done_header(task, began, ended, resident)
-        if self._journal is not None and parcel.small(MOST_BYTES - len(header)):
+        if self._journal is not None and parcel.small(_MOST_SMALL):
             data, _ = parcel.seal(header + kind)
             self._write(data, asked=asked and kind == _outcome.DONE)
             return
