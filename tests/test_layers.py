@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,22 @@ def test_the_map_in_the_package_names_every_module_of_the_first_floor() -> None:
     for module in LAYERS:
         if module and "." not in module:
             assert f"#   {module}" in text or f" {module}" in text, f"{module} is not on the map"
+
+
+def said_of(package: str) -> str:
+    """Return the rows of docs/architecture.md about a package, and the map in itself if it has one."""
+    page = Path(__file__).parent.parent / "docs/architecture.md"
+    begin = f"| `{package}/`" if package else "|"
+    rows = [
+        line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith(begin)
+    ]
+    own = MODULES[package].read_text(encoding="utf-8").splitlines() if package else []
+    return "\n".join(rows + [line for line in own if line.startswith("#")])
+
+
+@pytest.mark.parametrize("module", [module for module in LAYERS if module])
+def test_the_page_about_the_architecture_names_every_module(module: str) -> None:
+    package, _, name = module.rpartition(".")
+    assert re.search(rf"`{name}/?`|^#.*\W{name}\b", said_of(package), re.MULTILINE), (
+        f"docs/architecture.md has no {module}: add it to the row of what it belongs to"
+    )
