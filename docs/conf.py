@@ -44,7 +44,7 @@ nitpicky = True
 # the network, and these pages build without one.
 STDLIB = "|".join(sorted(sys.stdlib_module_names))
 nitpick_ignore_regex = [
-    (r"py:.*", rf"({STDLIB}|typing_extensions)(\..+)?"),
+    (r"py:.*", rf"({STDLIB}|typing_extensions|distributed)(\..+)?"),
     (r"py:.*", "|".join(name for name in dir(builtins) if name.isalnum())),
     (r"py:.*", r"[PRST]\.(args|kwargs)|CancelledError"),
     (r"py:class", "Control|Feeds|Submit"),  # private, and in annotations of who uses them only
@@ -63,19 +63,25 @@ def resolve_private_path(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     """Link ``mpkit._channel.Channel`` to where it is documented: ``mpkit.Channel``.
 
     An annotation names the module that defines a class. A private name, or a type
-    variable, has no page of its own and stays plain text.
+    variable, has no page of its own and stays plain text. And what `mpkit.dask` has
+    from mpkit, or leaves as it is, is documented there.
     """
-    target = node.get("reftarget", "")
-    module, _, name = target.rpartition(".")
     if node.get("refdomain") != "py":
         return None
-    if module.startswith("mpkit._") and name in mpkit.__all__:
-        return env.get_domain("py").resolve_xref(
-            env, node["refdoc"], app.builder, node["reftype"], f"mpkit.{name}", node, contnode
-        )
-    if module.startswith("mpkit._") or is_type_variable(name) or target in FOR_CHECKERS:
-        return contnode
-    return None
+    target = node.get("reftarget", "")
+    module, _, name = target.rpartition(".")
+    places = [f"mpkit.{name}", f"mpkit.{node.get('py:class', '')}.{name}"]
+    if module.startswith("mpkit.dask._"):
+        places.insert(0, f"mpkit.dask.{name}")
+    if module.startswith(("mpkit._", "mpkit.dask")) or not module:
+        for place in places:
+            found = env.get_domain("py").resolve_xref(
+                env, node["refdoc"], app.builder, node["reftype"], place, node, contnode
+            )
+            if found is not None:
+                return found
+    private = module.startswith(("mpkit._", "mpkit.dask._"))
+    return contnode if private or is_type_variable(name) or target in FOR_CHECKERS else None
 
 
 def imported_for_checkers() -> set[str]:
