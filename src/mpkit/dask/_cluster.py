@@ -136,7 +136,9 @@ class Cluster:
     def let_go(self, larges: Iterable[Large]) -> None:
         """A packet is over that had these."""
         for large in larges:
-            self._kept[large.digest].users -= 1
+            kept = self._kept.get(large.digest)
+            if kept is not None:  # nothing is, once the pool has been closed
+                kept.users -= 1
         idle = [digest for digest, kept in self._kept.items() if not kept.users]
         for digest in idle[:-_MOST_IDLE]:
             del self._kept[digest]  # Dask frees what no future refers to
@@ -189,8 +191,9 @@ class Cluster:
         outcomes: list[_packet.Outcome] | None = None
         try:
             error = await future.exception()
-            # The report has come before that: it went the same way.
-            if number in self._to_fetch and error is None:
+            # The report has come before that: it went the same way. (And of a future that was
+            # cancelled, as all are when the connection is lost, `exception` says nothing.)
+            if error is None and (number in self._to_fetch or future.cancelled()):
                 outcomes = await future
         except BaseException as failure:
             self._heard(Ended(number, failure, None))

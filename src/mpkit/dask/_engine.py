@@ -265,7 +265,9 @@ class DaskEngine:
             self._lose_scheduler(error)
 
     def _lose_scheduler(self, error: BaseException) -> None:
-        self._break(f"its connection to {self._cluster.scheduler} was lost: {error}", error)
+        self._break(
+            f"its connection to the scheduler ({self._cluster.scheduler}) was lost: {error}", error
+        )
 
     def _break(self, why: str, error: BaseException) -> None:
         """Nothing can be run any more: fail all there is."""

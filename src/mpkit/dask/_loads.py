@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mpkit._errors import NotPicklable
@@ -25,11 +26,18 @@ LARGE: Final = 2**20
 WORKERS: Final = Foreign()
 
 
-class Large(NamedTuple):
-    """Many bytes, by what they are: equal ones are the same."""
+class Large:
+    """Many bytes, by what they are: equal ones are the same object, as long as anybody has it."""
 
-    digest: str
-    data: bytes
+    __slots__ = ("__weakref__", "data", "digest")
+
+    def __init__(self, digest: str, data: bytes) -> None:
+        self.digest = digest
+        self.data = data
+
+
+#: By their digests. So a thousand calls with one array do not wait with a copy each.
+_known: weakref.WeakValueDictionary[str, Large] = weakref.WeakValueDictionary()
 
 
 class Packed(NamedTuple):
@@ -96,4 +104,6 @@ def _packed(what: str, head: bytes, parcel: Parcel | None, common: bytes = b"") 
 def _large_or_not(data: bytes) -> bytes | Large:
     if len(data) < LARGE:
         return data
-    return Large(hashlib.blake2b(data, digest_size=16).hexdigest(), data)
+    # Of those that nobody can forge the one that processors have instructions for.
+    digest = hashlib.sha256(data).hexdigest()
+    return _known.setdefault(digest, Large(digest, data))
