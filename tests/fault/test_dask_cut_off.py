@@ -1,0 +1,72 @@
+"""A host of a Dask cluster whose cable is pulled. (Linux, as root or where users may be.)"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import PATIENCE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("distributed")
+
+#: Nothing heard for so long is an end: ten heartbeats, which is the least that Dask has.
+CONFIG = {"distributed.scheduler.worker-ttl": "5 s"}
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> list[str]:
+    """Return what runs a command in a network of its own."""
+    if not all(map(shutil.which, ("unshare", "nsenter", "ip"))):
+        pytest.skip("needs util-linux and iproute2")
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    command = ["unshare", *user, "--net"]
+    probe = [*command, "ip", "link", "add", "one", "type", "veth", "peer", "name", "other"]
+    done = subprocess.run(probe, check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no network of its own for a process here: {done.stderr.strip()}")
+    return command
+
+
+def test_a_host_is_cut_off_and_comes_back(elsewhere: list[str], tmp_path: Path) -> None:
+    """What it runs is lost when Dask gives it up; all else runs on the other one, and once."""
+    done = subprocess.run(
+        [
+            *elsewhere,
+            sys.executable,
+            "-m",
+            "tests.fault.cut_off",
+            str(tmp_path),
+            json.dumps(CONFIG),
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=6 * PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    print(told)
+    cut = {name for name, place in told["began"].items() if place == "far"}
+    assert len(cut) == 3
+    for name, end in told["ended"].items():
+        if name in cut and name.startswith("0"):
+            assert end.startswith("WorkerDied: ")
+            assert "10.0.0.2" in end
+        else:
+            assert end == "near"
+    # Those with retries=1 that were there, a second time.
+    assert told["begun"] == 4 + sum(name.startswith("1") for name in cut)
+    assert told["right"]
+    assert told["executed"] == [1000, 1]
+    assert told["goes on"]
+    assert told["exit code"] == 0
