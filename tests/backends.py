@@ -50,11 +50,20 @@ class Kind:
     #: Options that it has no means for.
     refused: frozenset[str] = field(default_factory=frozenset)
     executor: Callable[[int], Executor] | None = None
+    #: Whether it runs on a cluster of Dask; and what gives a client of one with so many workers.
+    on_dask: bool = False
+    client: Callable[[int], contextlib.AbstractContextManager[Any]] | None = None
 
     @contextlib.contextmanager
     def pool(self, workers: int = 2, **options: Any) -> Iterator[mpkit.TaskPool]:
         """Return a pool of this kind; leave it and its executor."""
-        if self.executor is None:
+        if self.on_dask:
+            from mpkit.dask import TaskPool  # here, lest all tests import it
+
+            assert self.client is not None
+            with self.client(workers) as client, TaskPool(client=client, **options) as pool:
+                yield pool
+        elif self.executor is None:
             with mpkit.TaskPool(workers if self.elsewhere else 0, **options) as pool:
                 yield pool
         else:
@@ -91,6 +100,8 @@ KINDS = {
             refused=_NO_MEANS,
             executor=_processes,
         ),
+        # (Its workers have no nanny here, so that nobody would replace one.)
+        Kind("dask", stops=False, refused=frozenset({*POOL_OPTIONS} - {"shared"}), on_dask=True),
     )
 }
 
@@ -105,4 +116,5 @@ CASES = [
     ("threads", "spawn"),
     ("processes", "forkserver"),
     ("processes", "spawn"),
+    ("dask", "spawn"),
 ]
