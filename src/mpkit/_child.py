@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mpkit import _lifeline, _reader, _wait
-from mpkit._platform import descriptors, stdlib
+from mpkit._platform import descriptors, mains, stdlib
 from mpkit._wait import Deadline
 
 if TYPE_CHECKING:
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 #: Seconds to wait for the exit code of a process that another thread has just reaped (arbitrary).
 CODE_PATIENCE = 0.2
+
+_NO_SERVER = (
+    "the fork server has started no process: it has no room for one, or has ended "
+    f"(does the program start processes while it is imported? {mains.GUARD})"
+)
 
 
 class Child:
@@ -48,6 +53,8 @@ class Child:
         stdlib.start_helpers(method)
         try:
             self.process.start()
+        except (EOFError, ConnectionError) as error:  # the fork server's, which may have a reason
+            raise ConnectionError(_NO_SERVER) from error
         except OSError as error:
             stdlib.close_what_a_failed_fork_left(error)
             raise

@@ -12,7 +12,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, cast
 
 from mpkit import _fork, _runtime, _wait
-from mpkit._platform import stdlib
+from mpkit._platform import mains
 from mpkit._semaphore import Semaphore as Semaphore
 from mpkit._semaphore import check_slots, line, source
 from mpkit._signal import check_name
@@ -73,7 +73,7 @@ def _make(slots: int, name: str | None, timeout: float | None, frame: FrameType)
         check_name(name)
         folder, key, place = _runtime.named_home().path, name, f"limit {name!r}"
     else:
-        imported = stdlib.main_is_being_imported()
+        imported = mains.is_being_imported()
         folder = None if imported else _runtime.family_home().path
         key, place = _site_key(frame), f"limit at {line(frame)}"
     semaphore = Semaphore._at(folder, slots, key, place, timeout)  # pyright: ignore[reportPrivateUsage]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mpkit import _outcome, _parcel
 from mpkit._errors import WorkerDied, WorkerInitError
-from mpkit._platform import memory
+from mpkit._platform import mains, memory
 from mpkit._task.asked import misread
 from mpkit._task.options import pause_before
 from mpkit._task.task import report
@@ -34,10 +34,7 @@ _OUT_OF_MEMORY = (
     " (out of memory, it seems: the kernel has killed a process for lack of it meanwhile)"
 )
 _OF_ITSELF = " (by os._exit, or because its connection to the pool was closed)"
-_GUARD = (
-    " (does the program make a pool while it is imported? "
-    'that has to be below `if __name__ == "__main__":`)'
-)
+_GUARD = f" (does the program make a pool while it is imported? {mains.GUARD})"
 
 
 class Verdict:

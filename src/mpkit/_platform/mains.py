@@ -10,10 +10,16 @@ from __future__ import annotations
 import multiprocessing.process
 import os
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 #: The names of the main module: here, and in processes that have imported it.
 NAMES: Final = ("__main__", "__mp_main__")
+
+#: What a program has to do that starts processes while it is imported.
+GUARD: Final = 'that has to be below `if __name__ == "__main__":`'
 
 
 def start_directory() -> str:
@@ -39,6 +45,55 @@ def imported_file() -> str | None:
     if os.path.splitext(os.path.basename(path))[0] == "ipython":  # which has no guard
         return None
     return os.path.normpath(os.path.join(start_directory(), path))
+
+
+def is_being_imported() -> bool:
+    """Tell whether this process is being prepared by multiprocessing.
+
+    It may be the fork server then, importing the program's main module for children
+    that are not born yet: it does not belong to the program's family, they will.
+    """
+    return getattr(multiprocessing.process.current_process(), "_inheriting", False)
+
+
+class _Unguarded(RuntimeError):
+    """Only ever seen in a process that ends by it."""
+
+
+def refuse_if_being_imported() -> None:
+    """Raise if this process has come to start one while it imports the program's main module.
+
+    The program lacks its guard then, and all processes that it starts come here. So each says it
+    in a line: multiprocessing has each print sixty, in which the program's own line is lost.
+    """
+    if not is_being_imported():
+        return
+    before = sys.excepthook
+
+    def say_it_briefly(
+        kind: type[BaseException], value: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if kind is _Unguarded:
+            sys.stderr.write(f"{_line_of_main(traceback)}: {value}\n")
+            sys.stderr.flush()
+        else:
+            before(kind, value, traceback)
+
+    sys.excepthook = say_it_briefly
+    raise _Unguarded(
+        f"each new process imports this file, and would start others by this line: {GUARD}"
+    )
+
+
+def _line_of_main(traceback: TracebackType | None) -> str:
+    """Return where a traceback was in the main module last."""
+    place = "the program"
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if traceback.tb_frame.f_globals.get("__name__") in NAMES and code.co_name == "<module>":
+            place = f"{code.co_filename}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return place
 
 
 def why_not_imported() -> str:

@@ -232,15 +232,6 @@ def have_environment(process: Any, variables: dict[str, str]) -> None:
     process.name = luggage
 
 
-def main_is_being_imported() -> bool:
-    """Tell whether this process is being prepared by multiprocessing.
-
-    It may be the fork server then, importing the program's main module for children
-    that are not born yet: it does not belong to the program's family, they will.
-    """
-    return getattr(multiprocessing.process.current_process(), "_inheriting", False)
-
-
 #: What a fork server imports: all that a worker needs and a job, and the pool besides, which a
 #: main module may ask for that they import.
 PRELOADED: Final = ("mpkit._pool.pool",)
@@ -251,6 +242,7 @@ def start_helpers(method: str) -> None:
     if method != "fork":
         from multiprocessing import resource_tracker  # noqa: PLC0415  a fork needs none of it
 
+        mains.refuse_if_being_imported()
         mains.spare_new_processes_what_is_no_file()
         resource_tracker.ensure_running()
     if method == "forkserver":
