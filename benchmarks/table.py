@@ -14,6 +14,8 @@ UNFAIR = "not crash-safe"
 #: The colour of lines and letters, which can be read on white and on black: pictures have no
 #: background, and a page that shows one may be light or dark.
 INK = "#7b8494"
+BLUE, ORANGE, GREEN = "#1f77b4", "#d9730d", "#2ca02c"
+COLOURS = [BLUE, ORANGE, GREEN, "#d62728", "#9467bd", "#8c564b", "#b5527f", "#5f7a3a"]
 
 
 def table(cases: list[Case], figures: Figures) -> str:
@@ -74,7 +76,7 @@ def picture(path: str, cases: list[Case], figures: Figures) -> None:
     bars = {name: ratio for name, ratio in reversed(ratios.items()) if ratio is not None}
     plots = pyplot()
     drawing, axes = plots.subplots(figsize=(9, 1 + 0.27 * len(bars)), layout="constrained")
-    colors = ["tab:green" if ratio <= 1 else "tab:orange" for ratio in bars.values()]
+    colors = [GREEN if ratio <= 1 else ORANGE for ratio in bars.values()]
     # From 1 to both sides: a bar to the left is so many times better, one to the right worse.
     widths = [ratio - 1 for ratio in bars.values()]
     drawn = axes.barh(list(bars), widths, left=1, color=colors)
@@ -98,6 +100,7 @@ def pyplot() -> Any:
     matplotlib.rcParams["svg.hashsalt"] = "mpkit"
     matplotlib.rcParams["savefig.transparent"] = True
     matplotlib.rcParams["legend.framealpha"] = 0
+    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLOURS)
     for part in ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor"):
         matplotlib.rcParams[part] = INK
     for part in ("xtick.color", "ytick.color", "grid.color", "legend.edgecolor"):
