@@ -258,6 +258,14 @@ def test_it_decorates_functions_before_there_is_a_client(cluster: Cluster) -> No
         assert semaphore.available == 1
 
 
+def test_in_tasks_of_a_pool_on_the_cluster(client: Any) -> None:
+    name = new_name()
+    with mpkit.TaskPool(client=client) as pool:
+        with mpkit.Semaphore(1, name=name) as semaphore:
+            assert not pool.apply(try_it, (semaphore,))
+        assert pool.map(try_it, [semaphore] * 4, chunksize=4) == [True] * 4
+
+
 def test_holders_are_told_by_machine_process_and_time(client: Any) -> None:
     semaphore, inside, leave = mpkit.Semaphore(3), mpkit.Signal(), mpkit.Signal()
     began = time.time()

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import socket
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from distributed import Client
+
+_log = logging.getLogger("mpkit.dask")
 
 #: For how many seconds to ask, if leases are long or do not end: as with Dask's 30 s.
 _ASK_FOR_AT_MOST: Final = 6.0
@@ -245,9 +248,10 @@ class _Scheduler:
         self._scheduler = scheduler
         self._held = held
         self._client = client
-        #: What was noted on each slot that we have, by Dask's name of it.
+        #: What was noted on each slot that we have, by Dask's name of it; and on those that are
+        #: being given back, which Dask may be told to try again.
         self._labels: dict[str, str] = {}
-        self._leaving: set[str] = set()
+        self._leaving: dict[str, str] = {}
         #: Held while a renewal or a release is under way.
         self._alone = asyncio.Lock()
 
@@ -265,21 +269,29 @@ class _Scheduler:
         return granted
 
     async def semaphore_refresh_leases(self, *, name: str, lease_ids: list[str]) -> None:
+        held = list(self._held)  # before anybody can get one that is not among these
         async with self._alone:
-            ours = [self._labels[each] for each in lease_ids if each not in self._leaving]
-            if ours:
-                held, sent = list(self._held), seconds()
+            # Dask has listed them before it was our turn: some may have been given back.
+            ours = [self._labels[each] for each in lease_ids if each in self._labels]
+            if not ours:
+                return
+            sent = seconds()
+            try:
                 await self._scheduler.semaphore_refresh_leases(name=name, lease_ids=ours)
-                for holding in held:
-                    holding.silence = max(holding.silence, seconds() - holding.heard)
-                    holding.heard = sent
+            except (OSError, RuntimeError) as error:  # cut off; or the client was closed
+                # Who holds a slot learns of it at the end, by how long this goes on.
+                _log.warning("%d slots of %s were not renewed: %s", len(ours), name, error)
+                return
+            for holding in held:
+                holding.silence = max(holding.silence, seconds() - holding.heard)
+                holding.heard = sent
 
     async def semaphore_release(self, *, name: str, lease_id: str) -> None:
-        self._leaving.add(lease_id)  # from now on nobody renews it
+        if lease_id in self._labels:
+            self._leaving[lease_id] = self._labels.pop(lease_id)  # from now on nobody renews it
         async with self._alone:
-            await self._scheduler.semaphore_release(name=name, lease_id=self._labels[lease_id])
-        self._leaving.discard(lease_id)
-        del self._labels[lease_id]
+            await self._scheduler.semaphore_release(name=name, lease_id=self._leaving[lease_id])
+        del self._leaving[lease_id]
 
 
 #: What is used by call site or name, for as long as there is the client: `limit` makes a new
@@ -311,10 +323,14 @@ def label(lease: str, client: str) -> str:
 def read_label(noted: str) -> tuple[int, str, float, str] | None:
     """Return what `label` was given and has added; None for what is none of ours."""
     try:
-        _, pid, process, since, host = json.loads(noted)
+        told = json.loads(noted)
     except ValueError:  # somebody uses a semaphore of Dask's by our name
         return None
-    return int(pid), str(process), float(since), str(host)
+    match told:
+        case [str(), int(pid), str(process), float(since), str(host)]:
+            return pid, process, since, host
+        case _:
+            return None
 
 
 def _process(client: str) -> str:

@@ -18,7 +18,7 @@ from mpkit._errors import LeaseLost, LimitTimeout, SchedulerLost
 from mpkit._semaphore import check_slots, current_task, line
 from mpkit._signal import check_name
 from mpkit.dask._leases import leases_of, read_label
-from mpkit.dask._loop import ask, ask_async, check_client, client_for, ended, lost
+from mpkit.dask._loop import ask, ask_async, check_client, client_again, ended, lost
 from mpkit.dask._site import site, site_key
 
 if TYPE_CHECKING:
@@ -276,9 +276,10 @@ class Semaphore:
         return LimitTimeout(self._place, self._count, self._timeout or 0.0)
 
     def _found(self) -> Client:
-        if self._client is None or ended(self._client):
-            self._client, self._leases = client_for(self._given), None
-        return self._client
+        client = client_again(self._client, self._given)
+        if client is not self._client:
+            self._client, self._leases = client, None
+        return client
 
     def _used(self) -> Client:
         """Return the client by which a slot was taken, if this object knows."""

@@ -55,6 +55,23 @@ def client_for(given: Client | str | None) -> Client:
     return client
 
 
+def client_again(known: Client | None, given: Client | str | None) -> Client:
+    """Return the client that was used last, if it is still good, or else `client_for`.
+
+    Raises:
+        SchedulerLost: it is not, and there is no other.
+
+    """
+    if known is not None and not ended(known):
+        return known
+    try:
+        return client_for(given)
+    except (RuntimeError, ValueError) as error:
+        if known is None:
+            raise
+        raise lost(known, "nothing was done", "the client was closed") from error
+
+
 def check_client(given: object) -> None:
     """Raise for what is no client, in the words of the one who passed it."""
     if given is not None:

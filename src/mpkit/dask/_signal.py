@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _wait
 from mpkit._signal import check_name
-from mpkit.dask._loop import ask, ask_async, asking, check_client, client_for, ended, patience
+from mpkit.dask._loop import ask, ask_async, asking, check_client, client_again, patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -138,8 +138,7 @@ class Signal:
         return await ask_async(client, lambda: _wait_for(client, self._key, None), _nothing)
 
     def _found(self) -> Client:
-        if self._client is None or ended(self._client):
-            self._client = client_for(self._given)
+        self._client = client_again(self._client, self._given)
         return self._client
 
     def __reduce__(self) -> tuple[Callable[..., Signal], tuple[object, ...]]:
