@@ -14,13 +14,15 @@ from mpkit import _listing
 if TYPE_CHECKING:
     from mpkit._listing import InUse, Party
 
+_WHAT = "Limits, signals, channels, jobs and pools that stay correct when processes die: a look at them."
+
 #: Characters of a command line that are shown.
 _WIDTH = 50
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m mpkit", description=mpkit.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m mpkit", description=_WHAT)
     parser.add_argument("--version", action="version", version=f"mpkit {mpkit.__version__}")
     commands = parser.add_subparsers(title="commands")
     for name, run, purpose, json_has in (

@@ -20,6 +20,14 @@ from typing import Any
 class MpkitError(Exception):
     """Base of everything mpkit raises; ``args`` holds the facts, ``str()`` the sentence."""
 
+    # In a traceback stands what one has to write behind `except`, and in a pickle what stays.
+    __module__ = "mpkit"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__module__ == __name__:
+            cls.__module__ = MpkitError.__module__
+
     def __init__(self, *facts: object) -> None:
         # Nothing is passed up: OSError would read two facts as errno and its text.
         super().__init__()

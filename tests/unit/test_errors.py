@@ -62,6 +62,18 @@ def test_it_is_exported(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_a_traceback_names_it_as_it_is_caught(name: str) -> None:
+    assert traceback.format_exception_only(made(name))[0].startswith(f"mpkit.{name}: ")
+
+
+def test_a_kind_of_it_that_a_program_makes_is_the_programs() -> None:
+    class Ours(_errors.WorkerDied):
+        pass
+
+    assert Ours.__module__ == __name__
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_it_is_ours_and_the_promised_builtin(name: str) -> None:
     assert issubclass(ALL[name], _errors.MpkitError)
     builtin = CASES[name][1]
