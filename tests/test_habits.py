@@ -39,3 +39,26 @@ def test_a_form_or_workflow_can_be_read(path: Path) -> None:
         for field in read["body"]:
             assert field["attributes"]["label"]
         assert len({field["id"] for field in read["body"]}) == len(read["body"])
+
+
+#: From outside of docs/, whose links Sphinx checks: as PyPI and GitHub show them.
+LINKS = [
+    (path, link)
+    for path in TEXTS
+    for link in re.findall(
+        r"https://github\.com/mpkit/mpkit/(?:blob|tree)/main/([^\s)#]*)"
+        if ROOT / "docs" in path.parents
+        else r"(?:\]\(|https://github\.com/mpkit/mpkit/(?:blob|tree)/main/)(?!https?:)([^\s)#]+)",
+        path.read_text(encoding="utf-8"),
+    )
+]
+
+
+@pytest.mark.parametrize(("path", "link"), LINKS, ids=[f"{p.name}-{link}" for p, link in LINKS])
+def test_a_link_into_this_repository_leads_somewhere(path: Path, link: str) -> None:
+    assert (ROOT / link).exists(), f"{path.relative_to(ROOT)} links to {link}"
+
+
+def test_the_readme_has_no_link_that_only_github_would_follow() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not re.findall(r"\]\((?!https?://|#)[^)]*\)", text)  # PyPI shows it, too
