@@ -23,6 +23,8 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = f"mpkit {release}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "substitution"]
 myst_heading_anchors = 3
@@ -81,7 +83,7 @@ def resolve_private_path(app: Any, env: Any, node: Any, contnode: Any) -> Any:
             if found is not None:
                 return found
     private = module.startswith(("mpkit._", "mpkit.dask._"))
-    return contnode if private or is_type_variable(name) or target in FOR_CHECKERS else None
+    return contnode if private or name in TYPE_VARIABLES or target in FOR_CHECKERS else None
 
 
 def imported_for_checkers() -> set[str]:
@@ -101,21 +103,19 @@ def imported_for_checkers() -> set[str]:
 FOR_CHECKERS = imported_for_checkers()
 
 
-def is_type_variable(name: str) -> bool:
-    """Say whether a module of mpkit defines a type variable of this name."""
-    return any(
-        type(getattr(module, name, None)).__name__ in {"TypeVar", "ParamSpec", "TypeVarTuple"}
-        for path, module in list(sys.modules.items())
-        if path.startswith("mpkit")
-    )
+def type_variables() -> set[str]:
+    """Return the names of all type variables of mpkit, imported or not in this build."""
+    return {
+        ast.unparse(target)
+        for path in Path(mpkit.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+        if ast.unparse(node.value.func) in {"TypeVar", "ParamSpec", "TypeVarTuple"}
+        for target in node.targets
+    }
 
 
-def name_the_language(
-    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
-) -> None:
-    """Say in which language a page is, lest a browser takes Japanese glyphs for Chinese."""
-    if pagename.startswith("zh/"):
-        context["language"] = "zh-CN"
+TYPE_VARIABLES = type_variables()
 
 
 def setup(app: Any) -> None:
