@@ -11,6 +11,7 @@ import pytest
 import mpkit
 from mpkit._engine.feeds import Feeds
 from mpkit._pool import progress as progress_
+from mpkit._pool.lookahead import Lookahead
 from mpkit._pool.results import Results
 from mpkit._task.options import Options
 from mpkit._task.task import Task
@@ -32,7 +33,14 @@ class Bench:
         self.later: list[Callable[[], None]] = []
         meter = progress_.meter(None, None)
         self.results: Results[int] = Results(
-            self.submit, Feeds(), range(count), 1, self.later.append, 32, meter, ordered=True
+            self.submit,
+            Feeds(),
+            range(count),
+            1,
+            self.later.append,
+            Lookahead(32),
+            meter,
+            ordered=True,
         )
 
     def submit(self, chunk: list[Any]) -> Chunk:

@@ -31,6 +31,8 @@ class Backend(Control, Protocol):
     reader: Reader | None
     #: What it takes calls from, even after `close`.
     feeds: Feeds
+    #: Seconds that a call and its result travel, if that is more than messages on one machine do.
+    round_trip: float
 
     @property
     def workers(self) -> int:
@@ -84,6 +86,8 @@ class Backend(Control, Protocol):
 
 class NoControl(Control):
     """What a backend without a supervisor can do about tasks, which is next to nothing."""
+
+    round_trip = 0.0
 
     def is_own_thread(self) -> bool:
         """As a `Backend` does."""

@@ -28,6 +28,8 @@ _CLOSED = "it was closed"
 class Engine:
     """Runs tasks on processes of its own. Any thread may call all of it."""
 
+    round_trip = 0.0
+
     def __init__(self, settings: Settings) -> None:
         self.workers = settings.workers
         # Before the first of them are started: that is how much all of them have.

@@ -14,7 +14,7 @@ from mpkit._pool.async_input import Awaited
 from mpkit._pool.gather import Gather
 from mpkit._pool.inline import Inline
 from mpkit._pool.lazy import LazyResults, run_each_here
-from mpkit._pool.lookahead import AHEAD
+from mpkit._pool.lookahead import AHEAD, Lookahead
 from mpkit._pool.results import Results
 from mpkit._task import carriage
 from mpkit._task.options import whole_number
@@ -147,10 +147,10 @@ class Caller(Stays):
         meter = progress_.meter(progress, total)
         if here is not None:
             return LazyResults(submit, here, iterable, chunksize, meter, awaited)
-        bound = AHEAD * self._backend.workers
+        ahead = Lookahead(AHEAD * self._backend.workers, self._backend.round_trip)
         feeds, later = self._backend.feeds, self._backend.later
         results: Results[R] = Results(
-            submit, feeds, iterable, chunksize, later, bound, meter, ordered=ordered
+            submit, feeds, iterable, chunksize, later, ahead, meter, ordered=ordered
         )
         if awaited is not None:
             results._check_reader = awaited.check_reader

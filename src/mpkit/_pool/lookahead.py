@@ -24,8 +24,10 @@ _AT_A_TIME: Final = 64
 class Lookahead:
     """How many chunks may be pulled and not be consumed. Anyone may read it; one at a time writes."""
 
-    def __init__(self, least: int) -> None:
+    def __init__(self, least: int, round_trip: float = 0.0) -> None:
+        """``round_trip``: seconds that a chunk and its results travel, if that is longer than `LAST`."""
         self._least = self._total = least
+        self._last = max(LAST, round_trip)
         self._share()
 
     def _share(self) -> None:
@@ -37,9 +39,9 @@ class Lookahead:
     def half_consumed(self, seconds: float) -> None:
         """Half of them were consumed, in so many seconds: look further ahead, or less far."""
         total = self._total
-        if seconds < LAST:
+        if seconds < self._last:
             self._total = min(2 * total, MOST_TIMES * self._least)
-        elif seconds > 4 * LAST:
+        elif seconds > 4 * self._last:
             self._total = max(total // 2, self._least)
         if self._total != total and self.bound != sys.maxsize:
             self._share()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mpkit._engine.feeds import Feeds
+    from mpkit._pool.lookahead import Lookahead
     from mpkit._pool.progress import Meter
     from mpkit._task.task import Task
 
@@ -53,13 +54,13 @@ class Results(Stays, Generic[R]):
         items: Iterable[Any],
         chunksize: int,
         later: Callable[[Callable[[], None]], None],
-        bound: int,
+        ahead: Lookahead,
         meter: Meter,
         *,
         ordered: bool,
     ) -> None:
         """Not for users: pools make them."""
-        self._window = Window(bound, meter, later, feeds, ordered=ordered)
+        self._window = Window(ahead, meter, later, feeds, ordered=ordered)
         self._values: deque[tuple[bool, Any]] = deque()
         self._submit = submit  # keeps the pool alive as long as its results are wanted
         chunked = chunks.split(items, chunksize)

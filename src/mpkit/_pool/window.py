@@ -50,14 +50,14 @@ class Window:
 
     def __init__(
         self,
-        bound: int,
+        ahead: Lookahead,
         meter: Meter,
         later: Callable[[Callable[[], None]], None],
         feeds: Feeds,
         *,
         ordered: bool,
     ) -> None:
-        self._ahead = Lookahead(bound)
+        self._ahead = ahead
         #: When half of what may be pulled ahead was consumed the last time.
         self._consumed_at = time.monotonic()
         self._later = later

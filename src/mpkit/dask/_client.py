@@ -25,11 +25,7 @@ def client_of(given: Client | str | None, *, for_asyncio: bool = False) -> Clien
         ValueError: the client was closed, or is for asyncio.
 
     """
-    try:
-        import distributed as half_typed  # noqa: PLC0415  an extra; and slow to import
-    except ImportError as error:
-        raise ImportError(f"mpkit.dask needs dask.distributed: {_INSTALL}") from error
-    distributed: Any = half_typed
+    distributed = _distributed()
     if isinstance(given, str):
         opened: Client = distributed.Client(given, set_as_default=False)
         return opened
@@ -45,6 +41,34 @@ def client_of(given: Client | str | None, *, for_asyncio: bool = False) -> Clien
         raise ValueError(f"{client!r} was closed: give one that is running")
     found: Client = client
     return found
+
+
+def secede() -> bool:
+    """Have other tasks run in place of the one of Dask that runs this, which is to wait for some.
+
+    Tells whether there is one, and its thread is to `rejoin` when it has waited. Without that,
+    tasks that wait for others could have all threads of a cluster.
+    """
+    distributed = _distributed()
+    try:
+        distributed.secede()
+    # In this order: no task of Dask's runs this; it is a coroutine; it has seceded before.
+    except (ValueError, AttributeError, KeyError):
+        return False
+    return True
+
+
+def rejoin() -> None:
+    """Be one of the worker's threads again, as soon as another one has done with its task."""
+    _distributed().rejoin()
+
+
+def _distributed() -> Any:
+    try:
+        import distributed  # noqa: PLC0415  an extra; and slow to import
+    except ImportError as error:
+        raise ImportError(f"mpkit.dask needs dask.distributed: {_INSTALL}") from error
+    return distributed
 
 
 def _current(distributed: Any) -> Any:

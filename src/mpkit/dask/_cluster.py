@@ -68,7 +68,7 @@ class Cluster:
         #: Packets of which outcomes have to be fetched. Of the event loop.
         self._to_fetch: set[int] = set()
         #: By digest; those that were used last are at the end.
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[bytes, _Kept] = {}
         self._numbers = itertools.count()
         self.shared = shared
         self._shared_there: _Kept | None = None
@@ -92,14 +92,16 @@ class Cluster:
         return sizes
 
     def close(self) -> list[int]:
-        """Have no more packets run; return those that do. Raises OSError for no scheduler."""
-        try:
-            running: list[int] = self._ask("end")
-            self._client.unsubscribe_topic(self.name)
-        finally:
-            self._kept.clear()
-            self._shared_there = None
+        """Have no more packets begin; return those that run. Raises OSError for no scheduler."""
+        running: list[int] = self._ask("end")
         return running
+
+    def forget(self) -> None:
+        """Hear nothing any more, and have Dask free all there is of the pool."""
+        self._kept.clear()
+        self._shared_there = None
+        if self.is_up():
+            self._client.unsubscribe_topic(self.name)
 
     def close_client(self) -> None:
         """Close the connection, with its threads."""
@@ -136,9 +138,7 @@ class Cluster:
     def let_go(self, larges: Iterable[Large]) -> None:
         """A packet is over that had these."""
         for large in larges:
-            kept = self._kept.get(large.digest)
-            if kept is not None:  # nothing is, once the pool has been closed
-                kept.users -= 1
+            self._kept[large.digest].users -= 1
         idle = [digest for digest, kept in self._kept.items() if not kept.users]
         for digest in idle[:-_MOST_IDLE]:
             del self._kept[digest]  # Dask frees what no future refers to

@@ -41,6 +41,7 @@ class DaskEngine:
 
     #: Who unpickles the calls.
     reader: Reader | None = _loads.WORKERS
+    round_trip = 0.03
 
     def __init__(self, client: Client, *, ours: bool, most: int | None, shared: object) -> None:
         """``ours``: close the client at the end. ``most``: calls at a time."""

@@ -57,7 +57,7 @@ class Sent:
     def packed(self, *, shares: bool) -> _packet.Packet:
         """Return it as it is sent, and note what lies beside it."""
         commons: dict[bytes, int] = {}
-        places: dict[str, int] = {}
+        places: dict[bytes, int] = {}
 
         def placed(part: bytes | Large) -> bytes | int:
             if isinstance(part, bytes):

@@ -27,17 +27,15 @@ WORKERS: Final = Foreign()
 
 
 class Large:
-    """Many bytes, by what they are: equal ones are the same object, as long as anybody has it."""
+    """Many bytes, by what they are: there is one for all calls that have equal ones."""
 
-    __slots__ = ("__weakref__", "data", "digest")
-
-    def __init__(self, digest: str, data: bytes) -> None:
+    def __init__(self, digest: bytes, data: bytes) -> None:
         self.digest = digest
         self.data = data
 
 
-#: By their digests. So a thousand calls with one array do not wait with a copy each.
-_known: weakref.WeakValueDictionary[str, Large] = weakref.WeakValueDictionary()
+#: Those that some call has, or the cluster.
+_larges: weakref.WeakValueDictionary[bytes, Large] = weakref.WeakValueDictionary()
 
 
 class Packed(NamedTuple):
@@ -96,14 +94,17 @@ def _packed(what: str, head: bytes, parcel: Parcel | None, common: bytes = b"") 
             "the end of a channel of this machine does not move over a cluster: mpkit.dask.channel "
             "makes those that do",
         )
-    # Copies: the caller may change his.
-    buffers = [_large_or_not(bytes(buffer.raw())) for buffer in parcel.buffers]
-    return Packed(head, _large_or_not(parcel.stream), buffers, common)
+    buffers = [_copied(buffer.raw()) for buffer in parcel.buffers]
+    return Packed(head, _copied(memoryview(parcel.stream)), buffers, common)
 
 
-def _large_or_not(data: bytes) -> bytes | Large:
-    if len(data) < LARGE:
-        return data
+def _copied(data: memoryview) -> bytes | Large:
+    """Return a copy, as the caller may change his; and but one of what is large."""
+    if data.nbytes < LARGE:
+        return bytes(data)
     # Of those that nobody can forge the one that processors have instructions for.
-    digest = hashlib.sha256(data).hexdigest()
-    return _known.setdefault(digest, Large(digest, data))
+    digest = hashlib.sha256(data).digest()
+    known = _larges.get(digest)
+    if known is None:
+        known = _larges[digest] = Large(digest, bytes(data))
+    return known

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mpkit
 from mpkit._engine.settings import settled
-from mpkit.dask._client import client_of
+from mpkit.dask._client import client_of, rejoin, secede
 from mpkit.dask._engine import DaskEngine
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class TaskPool(mpkit.TaskPool):
         tasks_per_worker: likewise.
         context: likewise.
         client: a `distributed.Client`, which is not closed with the pool; or the address of a
-            scheduler; None is the current client, which in a task is its worker's.
+            scheduler; None is the current client, which in a task is its worker's. (A task of Dask
+            that makes a pool secedes until that ends: another one may have its thread.)
         **settings: ``shared``, ``options``, and the options of `options` one by one. A ``timeout`` ends the
             worker if that has one thread, a nanny that replaces it, and no data but the
             pool's; elsewhere the task fails, but its thread is busy until the call returns. A ``seed``
@@ -106,12 +108,24 @@ class TaskPool(mpkit.TaskPool):
                 found.close()
             raise
         self._engine = engine
+        # By its thread, which has to rejoin.
+        self._seceded = threading.get_ident() if secede() else None
         try:
             self._begin(engine, made.options)
         except BaseException:
             engine.terminate()
             engine.join(None)
+            if self._seceded is not None:
+                rejoin()
             raise
+
+    def join(self, timeout: float | None = None) -> bool:
+        """As `mpkit.TaskPool.join`. In a task, this waits for a thread of its worker, too."""
+        over = super().join(timeout)
+        if over and self._seceded == threading.get_ident():
+            self._seceded = None
+            rejoin()
+        return over
 
     def stats(self) -> Stats:
         """As `mpkit.TaskPool.stats`; a worker is one thread of a Dask worker that has run something.

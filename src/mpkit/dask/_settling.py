@@ -249,6 +249,7 @@ class Settling:
         self._close()
         for packet in self._ledger.packets():
             self.drop(packet)
+        self._cluster.forget()
 
     def _close(self) -> set[int] | None:
         """Have the scheduler forget the pool; return what runs, or None if it cannot be asked."""
