@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import arrays, beginnings, limits, pools, primitives
+from benchmarks import arrays, beginnings, clusters, limits, pools, primitives
 from benchmarks.registry import Case
 
 CASES: list[Case] = [
@@ -11,6 +11,7 @@ CASES: list[Case] = [
     *beginnings.CASES,
     *limits.CASES,
     *primitives.CASES,
+    *clusters.CASES,
 ]
 
 
