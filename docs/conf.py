@@ -118,6 +118,14 @@ def type_variables() -> set[str]:
 TYPE_VARIABLES = type_variables()
 
 
+def name_the_language(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Say in which language a page is, lest a browser takes Japanese glyphs for Chinese."""
+    if pagename.startswith("zh/"):
+        context["language"] = "zh-CN"
+
+
 def setup(app: Any) -> None:
     app.connect("missing-reference", resolve_private_path)
     app.connect("html-page-context", name_the_language)
