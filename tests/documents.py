@@ -62,11 +62,6 @@ def blocks(document: str) -> list[Block]:
     ]
 
 
-def first_contact() -> list[Block]:
-    """Return the programs that somebody tries who has installed mpkit alone."""
-    return [*blocks("README.md"), *blocks("docs/tutorial.md")]
-
-
 def check(
     block: Block, folder: Path, start_method: str | None, python: str = sys.executable
 ) -> None:

@@ -1,6 +1,6 @@
 """Rehearse a release of what is in dist/, from the archives to what strangers get to see.
 
-``make release-check`` builds dist/ and runs this. It needs the network for `typing-extensions` only,
+``make release-check`` builds dist/ and runs this. It needs the network for `typing-extensions` and `tqdm` only,
 works in a temporary folder, and leaves nothing behind (that folder, if it is killed by SIGKILL).
 """
 
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.documents import check, first_contact
+from tests.documents import blocks, check
 from tools import index, pythons, versions
 from tools.archives import (
     ROOT,
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from types import FrameType
 
+#: What the tutorial has strangers install, for the bar of its last steps.
+WITH_A_BAR = "mpkit[progress]"
 #: What an environment has in which nothing but mpkit was installed (before Python 3.12, setuptools, too).
 INSTALLED = {"mpkit", "typing_extensions", "pip", "setuptools"}
 
@@ -98,7 +100,9 @@ def rehearse(dist: Path, folder: Path, tag: str | None) -> None:
             "--dest",
             str(packages),
         ]
-        call(*command, "--only-binary=:all:", *requirements(metadata(wheel)))
+        said = metadata(wheel)
+        wanted = [*requirements(said), *requirements(said, extra="progress")]
+        call(*command, "--only-binary=:all:", *wanted)
     with index.serving(packages) as address:
         with step("upload to an index, and download"):
             index.upload(dist, address)
@@ -142,12 +146,14 @@ def look_into(wheel: Path, sdist: Path, version: str) -> None:
         raise Refused(f"{wheel.name} requires {needs}: the README says typing-extensions alone.")
 
 
-def requirements(said: str) -> list[str]:
-    """Return what metadata requires, extras aside."""
+def requirements(said: str, extra: str | None = None) -> list[str]:
+    """Return what metadata requires, extras aside; or what it does for one extra."""
     lines = [
         line.partition(": ") for line in said.splitlines() if line.startswith("Requires-Dist: ")
     ]
-    return [what for _, _, what in lines if ";" not in what]
+    wanted = "" if extra is None else f"extra == '{extra}'"
+    parted = [what.partition("; ") for _, _, what in lines]
+    return [package for package, _, condition in parted if condition == wanted]
 
 
 def try_it(version: str, python: str, release: str, index: str, folder: Path) -> None:
@@ -163,16 +169,24 @@ def try_it(version: str, python: str, release: str, index: str, folder: Path) ->
             raise Refused(
                 f"mpkit came with {', '.join(sorted(there - INSTALLED))}: it needs too much."
             )
-    with step(f"Python {version}: doctor, README and tutorial"):
+    with step(f"Python {version}: doctor, and the README"):
         _in_place(place, inside, "-W", "error", "-m", "mpkit", "limits")
         _in_place(place, inside, "-m", "mpkit", "doctor", "--json")
-        try:
-            for block in first_contact():
-                check(block, place, None, inside)
-        except AssertionError as error:
-            raise Refused(str(error)) from error
+        follow("README.md", place, inside)
+    with step(f"Python {version}: {WITH_A_BAR}, and the tutorial"):
+        _pip(inside, "install", "-q", "--index-url", f"{index}/simple", f"{WITH_A_BAR}=={release}")
+        follow("docs/tutorial.md", place, inside)
     with step(f"Python {version}: a program that depends on it, run and checked"):
         consume(place, inside)
+
+
+def follow(document: str, place: Path, inside: str) -> None:
+    """Do what a document shows to somebody who has just installed mpkit."""
+    try:
+        for block in blocks(document):
+            check(block, place, None, inside)
+    except AssertionError as error:
+        raise Refused(str(error)) from error
 
 
 def consume(place: Path, inside: str) -> None:
@@ -181,6 +195,9 @@ def consume(place: Path, inside: str) -> None:
     project.mkdir()
     for path in (ROOT / "tests/consumer").glob("*.*"):
         (project / path.name).write_bytes(path.read_bytes())
+    shown = [*blocks("README.md"), *blocks("docs/tutorial.md")]  # and so begins a stranger's own
+    for number, block in enumerate(shown):
+        (project / f"shown_{number}.py").write_text(f"# {block.place}\n{block.code}", "utf-8")
     bin = Path(sys.executable).parent
     cache = str(place / "mypy")
     checks = [
