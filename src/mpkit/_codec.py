@@ -69,15 +69,22 @@ class MsgspecCodec:
     def pack(self, message: object) -> Parcel:
         parcel = Parcel()
         parcel.trusting = False
-        try:
-            parcel.hold(self._encode(message))
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            why = f"msgspec cannot encode it: {error}"
-            raise NotPicklable(_named(message, self.label), why) from error
+        parcel.hold(self.encode(message))
         return parcel
 
     def unpack(self, data: bytes, fds: list[int], start: int = 0) -> Any:
-        stream = _parcel.unpack_stream(data, fds, start)
+        return self.decode(_parcel.unpack_stream(data, fds, start))
+
+    def encode(self, message: object) -> bytes:
+        """Return a message as bytes, or raise NotPicklable."""
+        try:
+            return self._encode(message)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            why = f"msgspec cannot encode it: {error}"
+            raise NotPicklable(_named(message, self.label), why) from error
+
+    def decode(self, stream: bytes | memoryview) -> Any:
+        """Return the message that these bytes are, or raise MessageTypeError."""
         try:
             return self._decode(stream)
         # A text that is no UTF-8 is a ValueError, and lists too deep in each other are a

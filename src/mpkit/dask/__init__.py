@@ -13,6 +13,11 @@ address of a scheduler; without one it takes the current client, which in a task
 #   _leases      slots, as the scheduler and a process know them
 #   _limit       limit and Semaphore
 #   _signal      Signal
+#   _broker      in the scheduler: where ends of channels meet, and jobs ask whether to begin
+#   _node        where this process is in a cluster
+#   _message     messages as frames      _state       what an end has to say and to hear
+#   _link        how it says that        _port        an end in its process
+#   _channel     Channel                 _job         start and Job
 #   _claims      who has begun with what   _packet     what runs on workers
 #   _loads       calls, pickled            _plan       which of them go together
 #   _cluster     what is said to Dask      _lanes      who ran what
@@ -65,6 +70,10 @@ from mpkit import wait as wait
 from mpkit import worker_state as worker_state
 
 if _typing.TYPE_CHECKING:
+    from mpkit.dask._channel import Channel as Channel
+    from mpkit.dask._channel import channel as channel
+    from mpkit.dask._job import Job as Job
+    from mpkit.dask._job import start as start
     from mpkit.dask._limit import Semaphore as Semaphore
     from mpkit.dask._limit import limit as limit
     from mpkit.dask._pool import TaskPool as TaskPool
@@ -72,10 +81,14 @@ if _typing.TYPE_CHECKING:
 else:
     #: In which module of this package each of the cluster's own names is.
     _HOMES = {
+        "Channel": "_channel",
+        "Job": "_job",
         "Semaphore": "_limit",
         "Signal": "_signal",
         "TaskPool": "_pool",
+        "channel": "_channel",
         "limit": "_limit",
+        "start": "_job",
     }
 
     # Hidden from type checkers: for them a module with a `__getattr__` has whatever is asked for.
@@ -95,11 +108,13 @@ def __dir__() -> list[str]:
 __all__ = [
     "BrokenChannel",
     "Calls",
+    "Channel",
     "ChannelClosed",
     "ChannelMoved",
     "ChannelTimeout",
     "EndOfChannel",
     "FunctionStats",
+    "Job",
     "LeaseLost",
     "LimitMismatch",
     "LimitTimeout",
@@ -131,9 +146,11 @@ __all__ = [
     "WorkerInitError",
     "WorkerStats",
     "WouldDeadlock",
+    "channel",
     "limit",
     "rng",
     "shared",
+    "start",
     "wait",
     "worker_state",
 ]
