@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 
 import mpkit
+
+called = threading.Event()
 
 
 def work(number: int) -> int:
@@ -12,12 +15,14 @@ def work(number: int) -> int:
 
 
 def tell(value: int) -> None:
+    called.set()
     raise ValueError(f"cannot tell {value}")
 
 
 def with_the_standard_library() -> None:
     pool = multiprocessing.Pool(1)
     pool.apply_async(work, (1,), callback=tell)
+    called.wait()
     try:
         print("Pool, the next task:", pool.apply_async(work, (2,)).get(timeout=0.5))
     except multiprocessing.TimeoutError:
