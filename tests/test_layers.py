@@ -148,6 +148,7 @@ LAYERS = [
     "dask._channel",
     "dask._job",
     "dask._claims",
+    "dask._arrival",
     "dask._packet",
     "dask._loads",
     "dask._plan",

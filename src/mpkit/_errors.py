@@ -243,7 +243,8 @@ class WorkerDied(MpkitError):
     ``what`` is the call, ``pid`` its process, ``exitcode`` as in
     `multiprocessing.Process.exitcode` (negative: the number of a signal), and
     ``reason`` says it in words (``"was killed by SIGKILL"``). Of a call on somebody else's
-    executor neither is known: they are None, and ``__cause__`` is what the executor said.
+    executor neither is known: they are None, and ``__cause__`` is what the executor said. On a
+    cluster ``pid`` is that on the worker's machine, and the ``exitcode`` is None.
     """
 
     def __init__(self, what: str, pid: int | None, exitcode: int | None, reason: str) -> None:

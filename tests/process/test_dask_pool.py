@@ -362,9 +362,10 @@ def test_a_killed_worker_fails_the_task_that_it_ran_and_no_other(
         pids = [gate.wait_until_begun()[0] for gate in gates]
         waiting = [pool.submit(daskwork.note_item, tmp_path, n) for n in range(100, 120)]
         cluster.kill(next(worker for worker in cluster.workers if worker.pid == pids[0]))
-        with pytest.raises(mpkit.WorkerDied, match="was lost while it had it") as caught:
+        with pytest.raises(mpkit.WorkerDied, match="was lost while it ran task") as caught:
             tasks[0].result(PATIENCE)
         assert tasks[0].name in str(caught.value)
+        assert (caught.value.pid, caught.value.exitcode) == (pids[0], None)
         gates[1].open()
         assert tasks[1].result(PATIENCE) == pids[1]
         assert [task.result(PATIENCE) for task in waiting] == list(range(100, 120))
@@ -480,3 +481,31 @@ def test_the_end_of_a_pool_is_not_held_up_by_a_call_that_is_too_late(
     assert isinstance(task.exception(0), mpkit.TaskTimeout)
     assert time.monotonic() - began < PATIENCE
     gate.open()
+
+
+# where mpkit is missing
+
+
+def forget_mpkit(dask_scheduler: object = None) -> None:
+    """Be a process in which mpkit is not installed."""
+    import sys
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mpkit"]:
+        del sys.modules[name]
+    sys.modules["mpkit"] = None  # type: ignore[assignment]
+
+
+def test_workers_without_mpkit_say_what_to_install(make_cluster: Callable[..., Cluster]) -> None:
+    with make_cluster(1).client() as client, mpkit.TaskPool(client=client) as pool:
+        client.run(forget_mpkit)
+        with pytest.raises(mpkit.WorkerInitError, match="install mpkit on all of them"):
+            pool.apply(abs, (-1,))
+
+
+def test_a_scheduler_without_mpkit_says_what_to_install(
+    make_cluster: Callable[..., Cluster],
+) -> None:
+    with make_cluster(1).client() as client:
+        client.run_on_scheduler(forget_mpkit)
+        with pytest.raises(RuntimeError, match="install mpkit where the scheduler runs"):
+            mpkit.TaskPool(client=client)

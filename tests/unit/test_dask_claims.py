@@ -96,7 +96,9 @@ def test_what_a_lost_worker_held_is_told_and_nothing_else_of_it_is_heard(
     scheduler.sent.clear()
     del scheduler.workers["a"]
     claims.remove_worker(scheduler, "a")
-    assert scheduler.sent == [("client", {"gone": "a", "lost": [0, 2], "threads": 2, "most": 2})]
+    assert scheduler.sent == [
+        ("client", {"gone": "a", "lost": [(0, 11), (2, 11)], "threads": 2, "most": 2})
+    ]
     claims.report("pool", 0, "a", last=True, outcomes=b"late")
     assert len(scheduler.sent) == 1
     assert claims.end("pool") == [1]

@@ -18,8 +18,9 @@ address of a scheduler; without one it takes the current client, which in a task
 #   _message     messages as frames      _state       what an end has to say and to hear
 #   _link        how it says that        _port        an end in its process
 #   _channel     Channel                 _job         start and Job
-#   _claims      who has begun with what   _packet     what runs on workers
-#   _loads       calls, pickled            _plan       which of them go together
+#   _claims      who has begun with what   _arrival    what workers get, if they lack mpkit
+#   _packet      what runs on workers      _loads      calls, pickled
+#   _plan        which of them go together
 #   _cluster     what is said to Dask      _lanes      who ran what
 #   _ledger      which tasks there are     _settling   what becomes of them
 #   _engine      the backend               _pool       TaskPool

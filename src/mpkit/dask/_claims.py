@@ -127,8 +127,9 @@ class Claims(SchedulerPlugin):
     def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
         """Tell pools what a worker had claimed that is gone."""
         for name, pool in self._pools.items():
-            lost = [number for number, (holder, _) in pool.running.items() if holder == worker]
-            for number in lost:
+            running = pool.running.items()
+            lost = [(number, pid) for number, (holder, pid) in running if holder == worker]
+            for number, _pid in lost:
                 del pool.running[number]
             self._tell(name, pool, {"gone": worker, "lost": lost, **self._sizes()})
 

@@ -13,7 +13,7 @@ import pickle
 import uuid
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from mpkit.dask import _claims, _packet
+from mpkit.dask import _arrival, _claims, _packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -122,7 +122,7 @@ class Cluster:
         beside = [self._share()] if packet.shares else []
         beside += [self._keep(large) for large in larges]
         future: Any = self._client.submit(
-            _packet.run,
+            _arrival.enter,
             self.name,
             number,
             pickle.dumps(packet, 5),
@@ -147,7 +147,7 @@ class Cluster:
         kept = self._kept.pop(large.digest, None)
         if kept is None or not kept.is_there:
             users = 0 if kept is None else kept.users
-            kept = _Kept(self._put(_packet.Beside([large.data])))
+            kept = _Kept(self._put(large.data))
             kept.users = users
         self._kept[large.digest] = kept
         kept.users += 1
@@ -158,7 +158,7 @@ class Cluster:
             self._shared_there = _Kept(self._put(_packet.SharedThere(self.shared or [])))
         return self._shared_there.future
 
-    def _put(self, thing: _packet.Beside) -> Any:
+    def _put(self, thing: bytes | _packet.SharedThere) -> Any:
         key = f"{self.name}-{next(self._numbers)}"
         future: Any = self._client.scatter({key: thing}, hash=False)[key]
         return future

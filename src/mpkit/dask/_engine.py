@@ -257,8 +257,8 @@ class DaskEngine:
                 return
 
     def _send(self, packet: Sent) -> None:
+        priority = max(entry.priority for entry in packet.entries)
         packed = packet.packed(shares=self._cluster.shared is not None)
-        priority = max(entry.priority for entry in packet.open.values())
         try:
             packet.future = self._cluster.send(packet.number, packed, packet.larges, priority)
         except Exception as error:  # noqa: BLE001  in whatever way the connection fails

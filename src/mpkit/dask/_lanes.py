@@ -32,15 +32,12 @@ class Lanes:
             self.recorder.worker_started(lane)
         return lane
 
-    def gone(self, worker: str) -> int | None:
-        """A worker is gone; return its process, if it ever ran anything."""
-        pid = None
+    def gone(self, worker: str) -> None:
+        """A worker is gone."""
         for key, lane in list(self._lanes.items()):
             if key[0] == worker:
                 del self._lanes[key]
-                pid = self._pids[lane]
                 self.recorder.worker_ended(lane, f"was lost ({worker})", expected=False)
-        return pid
 
     def stats(self) -> Stats:
         """Return what was noted, with the pids that the workers have on their machines."""

@@ -40,6 +40,8 @@ class Sent:
 
     def __init__(self, number: int, entries: list[Entry]) -> None:
         self.number = number
+        #: Until it is sent.
+        self.entries = entries
         #: Those of which nothing was heard, by their places.
         self.open = dict(enumerate(entries))
         #: What lies beside it, while it does.
@@ -55,7 +57,9 @@ class Sent:
             entry.task.attempts += 1
 
     def packed(self, *, shares: bool) -> _packet.Packet:
-        """Return it as it is sent, and note what lies beside it."""
+        """Return it as it is sent, once, and note what lies beside it."""
+        # Not those that are open: it may have been taken back meanwhile, and is refused then.
+        entries, self.entries = self.entries, []
         commons: dict[bytes, int] = {}
         places: dict[bytes, int] = {}
 
@@ -68,7 +72,7 @@ class Sent:
             return places[part.digest]
 
         loads: list[_packet.Load] = []
-        for entry in self.open.values():
+        for entry in entries:
             head, stream, buffers, common = entry.load
             loads.append(
                 _packet.Load(

@@ -20,7 +20,7 @@ import distributed
 from mpkit import _outcome, _parcel, _reader
 from mpkit._errors import MpkitError, NotPicklable
 from mpkit._worker import chunks, packing, shared
-from mpkit.dask import _claims
+from mpkit.dask import _arrival, _claims
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,26 +70,18 @@ class Outcome(NamedTuple):
         return len(self.stream) + sum(map(len, self.buffers))
 
 
-class Beside:
-    """Something large that lies on the workers: bytes, as Dask moves them without a copy."""
+class SharedThere:
+    """What the pool shares, unpickled when a task first asks for it."""
 
     def __init__(self, parts: list[Any]) -> None:
         self.parts = parts
+        self._made: tuple[Any] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Beside, ([pickle.PickleBuffer(part) for part in self.parts],)
+        return _arrival.share, ([pickle.PickleBuffer(part) for part in self.parts],)
 
     def __sizeof__(self) -> int:
         return sum(memoryview(part).nbytes for part in self.parts)
-
-
-class SharedThere(Beside):
-    """What the pool shares, unpickled when a task first asks for it."""
-
-    _made: tuple[Any] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return SharedThere, ([pickle.PickleBuffer(part) for part in self.parts],)
 
     def thing(self) -> Any:
         """Return the object, which all threads of a worker have in common."""
@@ -288,7 +280,7 @@ class _Run:
         return lambda: packing.unpack_each_beside(common, load.head, stream, buffers)
 
     def _bytes(self, place: int) -> Any:
-        return self._beside[place].parts[0]
+        return self._beside[place]
 
 
 def _is_ours(key: Any) -> bool:

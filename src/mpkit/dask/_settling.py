@@ -114,21 +114,22 @@ class Settling:
             return WorkerDied(entry.task.name, None, None, why)
         return None
 
-    def _gone(self, worker: str, numbers: list[int]) -> None:
+    def _gone(self, worker: str, lost: list[tuple[int, int]]) -> None:
         """A worker is gone, and had claimed these packets."""
-        pid = self._lanes.gone(worker)
-        which = "" if pid is None else f", process {pid} of its machine,"
-        for number in numbers:
+        self._lanes.gone(worker)
+        for number, pid in lost:
             packet = self._ledger.packet(number)
             if packet is not None:
-                self._lose(packet, f"the Dask worker at {worker}{which} was lost while it had it")
+                self._lose(packet, f"of the Dask worker at {worker} was lost", pid)
 
-    def _lose(self, packet: Sent, why: str, cause: BaseException | None = None) -> None:
+    def _lose(
+        self, packet: Sent, why: str, pid: int | None = None, cause: BaseException | None = None
+    ) -> None:
         """What a packet still has is lost."""
         entries = self._ledger.take_all(packet)
         self.drop(packet)
         for entry in entries:
-            error = WorkerDied(entry.task.name, None, None, why)
+            error = WorkerDied(entry.task.name, pid, None, why)
             error.__cause__ = cause
             self._recorder.task_lost(0, entry.task)
             self._failed(entry, error, crashed=True)
