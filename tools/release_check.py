@@ -173,11 +173,11 @@ def try_it(version: str, python: str, release: str, index: str, folder: Path) ->
         _in_place(place, inside, "-W", "error", "-m", "mpkit", "limits")
         _in_place(place, inside, "-m", "mpkit", "doctor", "--json")
         follow("README.md", place, inside)
+    with step(f"Python {version}: a program that depends on it, run and checked"):
+        consume(place, inside)
     with step(f"Python {version}: {WITH_A_BAR}, and the tutorial"):
         _pip(inside, "install", "-q", "--index-url", f"{index}/simple", f"{WITH_A_BAR}=={release}")
         follow("docs/tutorial.md", place, inside)
-    with step(f"Python {version}: a program that depends on it, run and checked"):
-        consume(place, inside)
 
 
 def follow(document: str, place: Path, inside: str) -> None:
