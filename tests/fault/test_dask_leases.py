@@ -88,6 +88,21 @@ def test_a_killed_holder_is_told_of_until_then(own: Cluster, client: Any) -> Non
     assert semaphore.available == 2
 
 
+def test_the_question_of_who_is_killed_while_he_waits_is_soon_over(
+    own: Cluster, client: Any
+) -> None:
+    """The scheduler does not know that he is dead, and would give him the slot."""
+    semaphore = mpkit.Semaphore(1)
+    worker = own.workers[0]
+    with semaphore:
+        client.submit(semaphore.acquire, workers=worker.address, pure=False)
+        until_waiting(client, semaphore)
+        own.kill(worker)
+        until_waiting(client, semaphore, 0)
+    assert semaphore.acquire(False)
+    semaphore.release()
+
+
 def test_who_is_killed_while_he_waits_takes_no_slot_for_good(own: Cluster, client: Any) -> None:
     semaphore = mpkit.Semaphore(1)
     worker = own.workers[0]
@@ -97,7 +112,6 @@ def test_who_is_killed_while_he_waits_takes_no_slot_for_good(own: Cluster, clien
         own.kill(worker)
     assert semaphore.acquire(timeout=PATIENCE)
     semaphore.release()
-    until(lambda: waiting(client, semaphore) == 0)
 
 
 # stopped
