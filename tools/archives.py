@@ -12,6 +12,8 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+from tools.versions import git
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -132,9 +134,9 @@ def compare(names: list[str], patterns: list[str], what: str) -> None:
 
 def compare_with_git(sdist: list[str], wheel: list[str]) -> None:
     """Refuse what git does not track, and a wheel that lacks what it does. Outside a clone: pass."""
-    if not (ROOT / ".git").exists():
+    tracked = set(git("ls-files"))
+    if not tracked:
         return
-    tracked = set(call("git", "ls-files", cwd=ROOT).splitlines())
     if stray := sorted({*sdist} - tracked - {"PKG-INFO"}):
         raise Refused(
             f"the sdist holds {', '.join(stray)}, which git does not track: add or remove it."

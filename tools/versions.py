@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,22 +29,23 @@ def declared() -> str:
 
 def tag_here() -> str | None:
     """Return the version tag on the commit that is checked out, if there is one."""
-    tags = [tag for tag in _git("tag", "--points-at", "HEAD") if re.match(r"v\d", tag)]
+    tags = [tag for tag in git("tag", "--points-at", "HEAD") if re.match(r"v\d", tag)]
     return tags[0] if tags else None
 
 
 def committed() -> datetime.date | None:
     """Return the day, in UTC, of the commit that is checked out; None where git knows of none."""
-    seconds = _git("log", "-1", "--format=%ct")
+    seconds = git("log", "-1", "--format=%ct")
     return (
         datetime.datetime.fromtimestamp(int(seconds[0]), datetime.UTC).date() if seconds else None
     )
 
 
-def _git(*command: str) -> list[str]:
+def git(*command: str) -> list[str]:
     """Return the lines that git answers; none where this is not a clone, or git is missing."""
-    if not (ROOT / ".git").exists():
-        return []  # an unpacked sdist, maybe inside of a clone of something else
+    # An unpacked sdist may lie inside of a clone of something else.
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return []
     done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
