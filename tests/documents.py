@@ -43,14 +43,18 @@ class Block:
 
     def missing(self) -> list[str]:
         """Return which packages it imports that are not installed here."""
+        packages = sorted(self.imported())
+        return [package for package in packages if importlib.util.find_spec(package) is None]
+
+    def imported(self) -> set[str]:
+        """Return which packages and modules it imports."""
         names: set[str] = set()
         for node in ast.walk(ast.parse(self.code)):
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 names.add(node.module or "")
-        packages = sorted({name.partition(".")[0] for name in names})
-        return [package for package in packages if importlib.util.find_spec(package) is None]
+        return {name.partition(".")[0] for name in names}
 
 
 def blocks(document: str) -> list[Block]:

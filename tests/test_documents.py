@@ -28,6 +28,32 @@ def test_a_program_in_the_documentation_runs(
     check(block, tmp_path, start_method)
 
 
+#: Packages without types of their own, or whose own programs are untyped.
+UNTYPED = {"dask", "distributed", "mpire"}
+
+
+def test_the_programs_of_the_documentation_have_types_that_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader who has mypy look at what he has copied is told of nothing."""
+    api = pytest.importorskip("mypy.api")
+    monkeypatch.setenv("MYPYPATH", str(ROOT / "src"))
+    places: dict[str, str] = {}
+    for number, block in enumerate(BLOCKS):
+        if not block.missing() and not UNTYPED & block.imported():
+            program = tmp_path / f"program_{number}.py"
+            program.write_text(block.code, encoding="utf-8")
+            places[program.name] = block.place
+    assert len(places) > len(BLOCKS) / 2
+    settings = ["--strict", "--ignore-missing-imports", "--config-file=", "--no-error-summary"]
+    cache = f"--cache-dir={tmp_path / 'cache'}"
+    said, failed, _ = api.run([*settings, cache, *(str(tmp_path / name) for name in places)])
+    lines = [line.replace(f"{tmp_path}/", "") for line in said.splitlines()]
+    told = [f"{places.get(line.split(':')[0])}: {line}" for line in lines if "note:" not in line]
+    assert not failed, "\n".join(told)
+    assert not told
+
+
 def test_the_readme_shows_every_primitive() -> None:
     code = "\n".join(block.code for block in blocks("README.md"))
     for name in ("limit", "Signal", "channel", "start", "TaskPool", "wait"):
