@@ -1,6 +1,7 @@
 """Survey a tree of Python files: the largest, the longest, the most complex, the broken.
 
     python examples/survey.py [FOLDER] [--start-method spawn] [--enough FILES]
+    python examples/survey.py [FOLDER] --on ADDRESS
 
 Without a folder it surveys the standard library of the Python that runs it:
 
@@ -10,14 +11,19 @@ Without a folder it surveys the standard library of the Python that runs it:
   a typed `Channel`;
 * a `Signal` tells everybody to stop early: Ctrl-C sets it, and so does the collector
   once it has enough. What is there by then is reported.
+
+With ``--on`` all of them are on the Dask cluster whose scheduler is at that address: the tasks and
+the collector are on its workers, which see the same folder, and the limit holds on all machines.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import functools
 import heapq
+import importlib
 import multiprocessing
 import operator
 import os
@@ -25,12 +31,17 @@ import signal
 import sys
 import sysconfig
 import textwrap
+import threading
 import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mpkit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 READERS = 4  # processes that read files at the same time
 SHOWN = 8  # rows of a table
@@ -133,7 +144,8 @@ def survey(root: Path, files: list[str], stop: mpkit.Signal, enough: int | None)
     task = functools.partial(measure, root=root, stop=stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who is started now inherits that
     with mpkit.start(collect, there, stop, enough), mpkit.TaskPool(timeout=60) as pool:
-        signal.signal(signal.SIGINT, lambda *_: stop.set())
+        # By a thread: on a cluster it waits for an answer, which a handler had better not.
+        signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=stop.set).start())
         results = pool.imap(task, files, progress="surveying")
         for path in files:
             try:
@@ -181,13 +193,31 @@ def python_files(root: Path) -> list[str]:
     return sorted(str(path) for path in found if "site-packages" not in path.parts)
 
 
+@contextlib.contextmanager
+def on(address: str | None) -> Iterator[None]:
+    """Have `mpkit` mean a cluster, as if it said ``import mpkit.dask as mpkit`` above."""
+    if address is None:
+        yield
+        return
+    distributed: Any = importlib.import_module("distributed")
+    globals()["mpkit"] = importlib.import_module("mpkit.dask")
+    with distributed.Client(address):
+        yield
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Survey a tree of Python files.")
     parser.add_argument("folder", nargs="?", type=Path, default=sysconfig.get_path("stdlib"))
     parser.add_argument("--start-method", choices=multiprocessing.get_all_start_methods())
     parser.add_argument("--enough", type=int, metavar="FILES", help="stop after so many")
+    parser.add_argument("--on", metavar="ADDRESS", help="on the Dask cluster of this scheduler")
     args = parser.parse_args()
     multiprocessing.set_start_method(args.start_method)  # None: what this Python prefers
+    with on(args.on):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
     root = Path(args.folder).resolve()
     files = python_files(root)
     stop = mpkit.Signal()
@@ -208,7 +238,8 @@ def main() -> int:
         return 0
     outcome = "the same result" if serially == totals else "ANOTHER RESULT"
     print(f"Serially it takes {took_serially:.1f} s, with {outcome}:")
-    print(f"the pool is {took_serially / took:.2f} times as fast, on {os.cpu_count()} cores.")
+    where = f"on the cluster at {args.on}" if args.on else f"on {os.cpu_count()} cores"
+    print(f"the pool is {took_serially / took:.2f} times as fast, {where}.")
     return int(serially != totals)
 
 

@@ -17,6 +17,8 @@ from tests.support import PATIENCE, exists, settled, until
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.cluster import Cluster
+
 SURVEY = ROOT / "examples" / "survey.py"
 
 
@@ -32,12 +34,8 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_survey_loses_nothing_but_the_files_that_are_broken(
-    tree: Path, start_method: str
-) -> None:
-    ran = run(SURVEY, str(tree), "--start-method", start_method)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    expected = """\
+#: What the survey prints of that.
+SURVEYED = """\
 surveying 5 files below ...
 
 5 of 5 files, 23 lines, 2 functions
@@ -63,7 +61,47 @@ This took ... s. Now serially, to check it ...
 Serially it takes ... s, with the same result:
 ...
 """
-    assert matches(ran.stdout, expected), ran.stdout
+
+
+def test_the_survey_loses_nothing_but_the_files_that_are_broken(
+    tree: Path, start_method: str
+) -> None:
+    ran = run(SURVEY, str(tree), "--start-method", start_method)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert matches(ran.stdout, SURVEYED), ran.stdout
+
+
+def test_the_survey_of_a_cluster_is_the_same(tree: Path, cluster: Cluster) -> None:
+    ran = run(SURVEY, str(tree), "--on", cluster.address)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert matches(ran.stdout, SURVEYED), ran.stdout
+    assert f"on the cluster at {cluster.address}." in ran.stdout
+
+
+@pytest.mark.parametrize("tell", ["the collector", "Ctrl-C"])
+def test_the_survey_of_a_cluster_ends_early(tmp_path: Path, cluster: Cluster, tell: str) -> None:
+    for number in range(300):
+        (tmp_path / f"file{number}.py").write_text("def f(): pass\n")
+    args = [sys.executable, str(SURVEY), str(tmp_path), "--on", cluster.address]
+    if tell == "Ctrl-C":
+        (tmp_path / "file0.py").unlink()
+        os.mkfifo(tmp_path / "file0.py")
+    else:
+        args += ["--enough", "3"]
+    with subprocess.Popen(
+        args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as survey:
+        if tell == "Ctrl-C":
+            with open(tmp_path / "file0.py", "w") as file:  # when a worker reads it
+                survey.send_signal(signal.SIGINT)
+                until(lambda: not pending(survey.pid, signal.SIGINT))
+                file.write("def g(): pass\n")
+        printed, errors = survey.communicate(timeout=PATIENCE)
+    assert (survey.returncode, errors) == (0, "")
+    found = re.search(r"^(\d+) of 300 files, (\d+) lines", printed, re.MULTILINE)
+    assert found, printed
+    assert found[1] == found[2]
+    assert "stopped early" in printed
 
 
 def test_the_survey_reports_what_is_there_when_it_has_enough(
