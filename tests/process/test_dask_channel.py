@@ -89,6 +89,22 @@ def test_an_end_moves_to_a_job_or_a_task_and_says_goodbye_there(client: Any, car
     here.close()
 
 
+def test_an_end_moves_to_a_task_of_a_pool(client: object) -> None:
+    made = [mpkit.channel(send=int, recv=int) for _ in range(3)]
+    with mpkit.TaskPool() as pool:
+        with pytest.raises(mpkit.NotPicklable):
+            pool.submit(drop, [made[0][1], threading.Lock()])
+        tasks = [pool.submit(double, there) for _, there in made]
+        for here, _ in made:
+            assert here.request(4, PATIENCE) == 8
+            here.close()
+        assert [task.result(PATIENCE) for task in tasks] == ["well"] * 3
+        here, there = mpkit.channel()
+        pool.map(drop, [there])
+        assert list(here) == []
+        here.close()
+
+
 def pipe(source: mpkit.Channel[Any, int], target: mpkit.Channel[int, Any]) -> int:
     """Pass all on."""
     count = 0

@@ -76,8 +76,8 @@ class Channel(Port, Generic[SendT, RecvT]):
     the other end was closed     `EndOfChannel` from `recv`, after all its messages;
                                  a ``for`` loop ends; `BrokenChannel` from `send`
     its process died             `PeerDied` from `recv` and from the ``for`` loop
-    the task that it was for     `PeerDied`, if it went there by `start` or a `TaskPool`.
-    never began                  Dask itself (``client.submit``) tells nobody.
+    the job that it was for      `PeerDied`. Of a task that never begins nobody is told, as
+    never began                  with Dask's own ``client.submit``: give `recv` a timeout.
     ===========================  ====================================================
 
     Example:

@@ -111,7 +111,7 @@ class Job(Generic[R_co]):
         self._came.set_running_or_notify_cancel()  # so that who awaits it cannot cancel it
         self._outcome: tuple[R_co | None, BaseException | None] | None = None
         self._opening = threading.RLock()
-        self._passengers: list[Any] = []
+        self._passengers: list[_message.Movable] = []
 
     def __repr__(self) -> str:
         return f"<{self._what}: {'not ended' if self.is_alive() else 'ended'}>"
@@ -238,7 +238,7 @@ class Job(Generic[R_co]):
             failure.add_note(f"(raised here while the result of {self._what} was unpickled)")
             return None, failure
 
-    def _begin(self, call: Packed, passengers: list[Any]) -> None:
+    def _begin(self, call: Packed, passengers: list[_message.Movable]) -> None:
         """Have a worker run it."""
         self._passengers = passengers
         argument: Any = call

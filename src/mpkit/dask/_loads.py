@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from mpkit._errors import NotPicklable
 from mpkit._reader import Foreign
 from mpkit._worker import packing
+from mpkit.dask._message import leaving
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,13 +61,15 @@ class Packed(NamedTuple):
 
 def pack(call: Call) -> Packed:
     """Pickle a call. Raises NotPicklable, naming what cannot travel."""
-    head, parcel = packing.pack(call, WORKERS)
+    with leaving():
+        head, parcel = packing.pack(call, WORKERS)
     return _packed(f"{call.what}(...)", head, parcel)
 
 
 def pack_chunk(each: Each, chunk: list[Any]) -> Packed:
     """Pickle the call of a function, which is pickled, with a chunk."""
-    head, parcel, common = each.pack(chunk)
+    with leaving():
+        head, parcel, common = each.pack(chunk)
     return _packed(f"an item for {each.what}", head, parcel, common)
 
 

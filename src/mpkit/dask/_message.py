@@ -17,6 +17,8 @@ from mpkit import _codec, _pickling, _reader
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
+    from mpkit._pickling import Name
+
 #: A message: a stream, and the buffers that belong to it.
 Frames = tuple[Any, ...]
 
@@ -24,28 +26,13 @@ Frames = tuple[Any, ...]
 _EACH: Final = 512
 
 
-class _Elsewhere:
-    """A process on another machine: it has nothing of our main module."""
-
-    sure = True
-
-    def has(self, name: str, thing: object) -> bool:
-        return False
-
-    def may_lack(self) -> bool:
-        return True
-
-    def why(self, name: str) -> str:
-        return "it is a process on the cluster, which runs another program"
-
-
 #: Who unpickles what goes to the cluster, or comes from there.
-ELSEWHERE: Final[_reader.Reader] = _Elsewhere()
+ELSEWHERE: Final = _reader.Foreign()
 
-_arrivals: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar(
+_arrivals: contextvars.ContextVar[list[Movable] | None] = contextvars.ContextVar(
     "mpkit_arrivals", default=None
 )
-_passengers: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar(
+_passengers: contextvars.ContextVar[list[Movable] | None] = contextvars.ContextVar(
     "mpkit_passengers", default=None
 )
 
@@ -59,24 +46,34 @@ class Movable(Protocol):
     def _remain(self) -> None:
         """Stay here: it was not sent."""
 
+    def _withdraw(self) -> None:
+        """Leave for good, if it has not come to where it was sent."""
 
-def dumps(thing: object, what: Any, names: Sequence[str] = ()) -> tuple[Frames, list[Any]]:
+
+def dumps(thing: object, what: Name, names: Sequence[str] = ()) -> tuple[Frames, list[Movable]]:
     """Return ``thing`` as frames, and the ends of channels in it, which have moved.
 
     Raises NotPicklable; then they have not.
     """
-    passengers: list[Any] = []
-    token = _passengers.set(passengers)
-    try:
+    with leaving() as passengers:
         stream, buffers = _pickling.dumps(thing, what, names, reader=ELSEWHERE)
         frames = (stream, *(_copied(buffer) for buffer in buffers))
+    return frames, passengers
+
+
+@contextlib.contextmanager
+def leaving() -> Generator[list[Movable]]:
+    """Have the ends of channels that are pickled in the block stay here, if that raises."""
+    passengers: list[Movable] = []
+    token = _passengers.set(passengers)
+    try:
+        yield passengers
     except BaseException:
         for one in passengers:
             one._remain()
         raise
     finally:
         _passengers.reset(token)
-    return frames, list({id(one): one for one in passengers}.values())
 
 
 def loads(frames: Frames) -> Any:
@@ -91,7 +88,7 @@ def arriving() -> Generator[None]:
 
     Without that they do so when they are used: whoever unpickles them may just pass them on.
     """
-    arrivals: list[Any] = []
+    arrivals: list[Movable] = []
     token = _arrivals.set(arrivals)
     try:
         yield

@@ -20,7 +20,7 @@ import distributed
 from mpkit import _outcome, _parcel, _reader
 from mpkit._errors import MpkitError, NotPicklable
 from mpkit._worker import chunks, packing, shared
-from mpkit.dask import _arrival, _claims
+from mpkit.dask import _arrival, _claims, _message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -294,7 +294,8 @@ def _outcome_of(
     """Run a call, as a worker of a pool on one machine does."""
     what = f"task {load.task}"
     try:
-        fn, args, kwargs = unpack()
+        with _message.arriving():
+            fn, args, kwargs = unpack()
     except BaseException as error:  # noqa: BLE001  unpickling is user code
         error.add_note(f"(raised while a worker unpickled the arguments of {what})")
         _reader.note_missing(error)
