@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -36,17 +36,10 @@ def elsewhere() -> list[str]:
     return command
 
 
-def test_a_host_is_cut_off_and_comes_back(elsewhere: list[str], tmp_path: Path) -> None:
-    """What it runs is lost when Dask gives it up; all else runs on the other one, and once."""
+def run(program: str, elsewhere: list[str], folder: Path, config: dict[str, str]) -> Any:
+    """Return what a program says that is run there."""
     done = subprocess.run(
-        [
-            *elsewhere,
-            sys.executable,
-            "-m",
-            "tests.fault.cut_off",
-            str(tmp_path),
-            json.dumps(CONFIG),
-        ],
+        [*elsewhere, sys.executable, "-m", program, str(folder), json.dumps(config)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         check=False,
         capture_output=True,
@@ -54,7 +47,12 @@ def test_a_host_is_cut_off_and_comes_back(elsewhere: list[str], tmp_path: Path) 
         timeout=6 * PATIENCE,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_a_host_is_cut_off_and_comes_back(elsewhere: list[str], tmp_path: Path) -> None:
+    """What it runs is lost when Dask gives it up; all else runs on the other one, and once."""
+    told = run("tests.fault.cut_off", elsewhere, tmp_path, CONFIG)
     print(told)
     cut = {name for name, place in told["began"].items() if place == "far"}
     assert len(cut) == 3
@@ -70,3 +68,18 @@ def test_a_host_is_cut_off_and_comes_back(elsewhere: list[str], tmp_path: Path) 
     assert told["executed"] == [1000, 1]
     assert told["goes on"]
     assert told["exit code"] == 0
+
+
+def test_a_holder_is_cut_off_for_longer_than_its_lease(
+    elsewhere: list[str], tmp_path: Path
+) -> None:
+    """It lives, and is inside with the next one; when it can be told, it is."""
+    config = {
+        "distributed.scheduler.locks.lease-timeout": "2 s",
+        "distributed.scheduler.locks.lease-validation-interval": "0.1 s",
+    }
+    told = run("tests.fault.cut_off_limit", elsewhere, tmp_path, config)
+    assert not told["refused"]
+    assert told["taken"]
+    assert not told["overbooked"]
+    assert told["end"] == ["LeaseLost"]
