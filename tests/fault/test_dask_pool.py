@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import sys
 from collections import Counter
 from secrets import randbelow
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,22 @@ def test_workers_are_killed_while_thousands_of_tasks_run(
             assert number % 2 == 0
             assert ran[number] <= attempts[number] == 1
     assert len(lost) < TASKS / 4
+
+
+def test_reports_of_a_packet_come_in_order_whoever_makes_them(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one came before one of the event loop, behind which nothing was heard."""
+    monkeypatch.setattr("mpkit.dask._ledger.PATIENCE", 0.0002)
+    cluster = make_cluster(2)
+    with cluster.client() as client, TaskPool(client=client) as pool:
+        client.run(sys.setswitchinterval, 1e-6)
+        tasks = [pool.submit(poolwork.square, number) for number in range(10_000)]
+        assert [task.result(PATIENCE) for task in tasks] == [n * n for n in range(10_000)]
+        view = pool.options(timeout=0.003)
+        late = [view.submit(poolwork.be_busy, 0.003 * (number % 2)) for number in range(100)]
+        ends = {type(task.exception(PATIENCE)) for task in late}
+        assert ends <= {type(None), mpkit.TaskTimeout}
 
 
 @needs_proc

@@ -141,8 +141,9 @@ class _Run:
         self._shared: SharedThere | None = beside[0] if packet.shares else None
         self._beside = beside
         self._thread = threading.get_ident()
-        self._lock = threading.Lock()
-        # What follows is under the lock.
+        self._lock = threading.Condition(threading.Lock())
+        # What follows is under the lock, and so is what is put on its way for a report: the last
+        # one must be behind all others, as the scheduler hears nothing of a packet after that.
         #: The call that runs, since when, and the one that is not begun any more.
         self._place = 0
         self._since = time.monotonic()
@@ -151,6 +152,8 @@ class _Run:
         self._outcomes: list[Outcome] = []
         #: The call that has run for too long, of which nobody wants to hear any more.
         self._late = -1
+        #: Whether that is being told, by another connection than reports.
+        self._telling = False
         self._over = False
 
     def run(self) -> list[Outcome] | None:
@@ -166,12 +169,13 @@ class _Run:
                 self._place += 1
         with self._lock:
             self._over = True
+            self._lock.wait_for(lambda: not self._telling)
             outcomes = self._outcomes
-        if sum(outcome.size for outcome in outcomes) <= MOST_REPORTED:
-            self._report(outcomes, last=True)
-            return None
-        self._report([], last=True, fetch=True)
-        return outcomes
+            if sum(outcome.size for outcome in outcomes) <= MOST_REPORTED:
+                self._report(outcomes, last=True)
+                return None
+            self._report([], last=True, fetch=True)
+            return outcomes
 
     def _begin_next(self) -> bool:
         with self._lock:
@@ -179,7 +183,7 @@ class _Run:
             return self._place < self._end
 
     def _report(self, outcomes: list[Outcome], *, last: bool, **what: Any) -> None:
-        """Have the event loop send a report, in the order of these calls."""
+        """Have the event loop send a report, in the order of these calls. Holds the lock."""
         message = {"op": _claims.REPORT, **self._message(outcomes, last=last, **what)}
         self._worker.loop.add_callback(self._worker.batched_send, message)
 
@@ -221,10 +225,16 @@ class _Run:
             if gives_back or late:
                 outcomes, self._outcomes = self._outcomes, []
             again = self._again(now, limit)
+            self._telling = late
+            if gives_back and not late:
+                self._report(outcomes, last=False, rest=place + 1)
         if late:
-            await self._tell_late(place, outcomes, gives_back)
-        elif gives_back:
-            self._report(outcomes, last=False, rest=place + 1)
+            try:
+                await self._tell_late(place, outcomes, gives_back)
+            finally:
+                with self._lock:
+                    self._telling = False
+                    self._lock.notify_all()
         return again
 
     def _again(self, now: float, limit: float | None) -> float | None:
