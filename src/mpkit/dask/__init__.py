@@ -13,12 +13,13 @@ address of a scheduler; without one it takes the current client, which in a task
 #   _leases      slots, as the scheduler and a process know them
 #   _limit       limit and Semaphore
 #   _signal      Signal
+#   _arrival     what workers get, if they lack mpkit
 #   _broker      in the scheduler: where ends of channels meet, and jobs ask whether to begin
 #   _node        where this process is in a cluster
 #   _message     messages as frames      _state       what an end has to say and to hear
 #   _link        how it says that        _port        an end in its process
 #   _channel     Channel                 _job         start and Job
-#   _claims      who has begun with what   _arrival    what workers get, if they lack mpkit
+#   _claims      who has begun with what
 #   _packet      what runs on workers      _loads      calls, pickled
 #   _plan        which of them go together
 #   _cluster     what is said to Dask      _lanes      who ran what

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def _by_value() -> tuple[Any, Any]:
+def _by_value() -> tuple[Any, Any, Any]:
     def enter(pool: str, number: int, packed: bytes, *beside: Any) -> Any:
         import importlib  # noqa: PLC0415  there, and not here
 
@@ -26,8 +26,15 @@ def _by_value() -> tuple[Any, Any]:
             return None
         return packet.SharedThere(parts)
 
-    return enter, share
+    def begin(key: str, what: str, frames: list[Any]) -> Any:
+        import importlib  # noqa: PLC0415  likewise
+
+        job = importlib.import_module("mpkit.dask._job")
+        return job.run(key, what, frames)
+
+    return enter, share, begin
 
 
 #: Runs a packet: `_packet.run`. Raises ImportError where mpkit is not installed.
-enter, share = _by_value()
+#: And a job: `_job.run`.
+enter, share, begin = _by_value()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Self, TypeVar
 
 from mpkit import _call, _outcome, _pickling, _reader
 from mpkit._errors import NotPicklable, ResultTimeout, SchedulerLost, WorkerDied
-from mpkit.dask import _broker, _message, _node
+from mpkit.dask import _arrival, _broker, _message, _node
 from mpkit.dask._client import client_of
 from mpkit.dask._node import dask
 
@@ -42,23 +42,10 @@ _unfinished: set[Job[Any]] = set()
 
 
 class Packed:
-    """Frames that Dask passes on as they are. As a result, it copies none of them."""
+    """What comes of a job, as frames that Dask passes on as they are, without a copy."""
 
     def __init__(self, *frames: Any) -> None:
         self.frames = frames
-        self._token = uuid.uuid4().hex
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        beside = pickle.PickleBuffer if protocol >= 5 else bytes
-        return Packed, tuple(beside(frame) for frame in self.frames)
-
-    def __dask_tokenize__(self) -> str:
-        return self._token
-
-    @property
-    def nbytes(self) -> int:
-        """How large it is, for Dask."""
-        return sum(memoryview(frame).nbytes for frame in self.frames)
 
 
 def _know_packed() -> None:
@@ -238,14 +225,14 @@ class Job(Generic[R_co]):
             failure.add_note(f"(raised here while the result of {self._what} was unpickled)")
             return None, failure
 
-    def _begin(self, call: Packed, passengers: list[_message.Movable]) -> None:
+    def _begin(self, frames: _message.Frames, passengers: list[_message.Movable]) -> None:
         """Have a worker run it."""
         self._passengers = passengers
-        argument: Any = call
-        if call.nbytes >= _LARGE:
-            argument = self._client.scatter(call, hash=False)
+        call: Any = list(frames)
+        if _message.size_of(frames) >= _LARGE:
+            (call,) = self._client.scatter([call], hash=False)
         self._future = self._client.submit(
-            _run, self._key, self._what, argument, key=self._key, pure=False
+            _arrival.begin, self._key, self._what, call, key=self._key, pure=False
         )
         _unfinished.add(self)
         asyncio.run_coroutine_threadsafe(self._watch(), self._client.loop.asyncio_loop)
@@ -320,7 +307,7 @@ def start(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
     try:
         _node.have_broker(client)
         job = Job[R](what, client)
-        job._begin(Packed(*frames), passengers)
+        job._begin(frames, passengers)
     except BaseException:
         for end in passengers:
             end._remain()
@@ -328,7 +315,7 @@ def start(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
     return job
 
 
-def _run(key: str, what: str, call: Packed) -> Packed:
+def run(key: str, what: str, frames: list[Any]) -> Packed:
     """Run a job. The task of Dask."""
     worker = dask("distributed").get_worker()
     begin = getattr(worker.scheduler, _broker.BEGIN)
@@ -336,12 +323,11 @@ def _run(key: str, what: str, call: Packed) -> Packed:
         return Packed(_LOST)
     dask("distributed").secede()
     try:
-        fn, args, kwargs = _message.loads(tuple(call.frames))
+        fn, args, kwargs = _message.loads(tuple(frames))
     except BaseException as error:  # noqa: BLE001  to be raised where the job is waited for
         error.add_note(f"(raised on the worker, which unpickled {what}(...))")
         _reader.note_missing(error)
         return _failed(what, error)
-    call.frames = ()  # the ends of channels are the call's alone
     try:
         value = fn(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001
