@@ -11,8 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import tomllib
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +26,6 @@ from tests.support import PATIENCE, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SERVERS = "docs/howto/web-servers.md"
 
@@ -47,6 +48,13 @@ def get(path: Path, target: str = "/") -> tuple[int, str]:
     with send(path, target) as connection, connection.makefile("rb") as answer:
         head, _, body = answer.read().partition(b"\r\n\r\n")
     return int(head.split()[1]), body.decode()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Return an empty folder of a short name: the path of a socket has some 100 characters."""
+    with tempfile.TemporaryDirectory(prefix="mpkit-", dir="/tmp") as name:
+        yield Path(name)
 
 
 @contextlib.contextmanager
@@ -98,18 +106,18 @@ def app(environ, start_response):
 
 @pytest.mark.parametrize("when", ["after the fork", "--preload"])
 def test_workers_of_gunicorn_share_a_limit_and_a_killed_one_gives_its_slot_back(
-    tmp_path: Path, when: str
+    folder: Path, when: str
 ) -> None:
     pytest.importorskip("gunicorn")
     name = f"howto-{uuid.uuid4().hex}"
     (block, *_) = blocks(SERVERS)
     shown = block.code.replace("shop-database", name).replace("timeout=5", "timeout=0.1")
-    (tmp_path / "app.py").write_text(shown)
-    (tmp_path / "stays.py").write_text(_STAYS.replace("shop-database", name))
+    (folder / "app.py").write_text(shown)
+    (folder / "stays.py").write_text(_STAYS.replace("shop-database", name))
     options = [when] if when.startswith("-") else []
     command = ["gunicorn", "--workers=3", "--bind=unix:socket", *options, "stays:app"]
     slots = mpkit.Semaphore(2, name=name)
-    with serving(tmp_path, *command) as path, contextlib.ExitStack() as stack:
+    with serving(folder, *command) as path, contextlib.ExitStack() as stack:
         assert get(path) == (200, "1 of 2 connections in use\n")
         for _ in range(2):
             stack.enter_context(send(path, "/stay"))
@@ -121,12 +129,12 @@ def test_workers_of_gunicorn_share_a_limit_and_a_killed_one_gives_its_slot_back(
         assert get(path) == (200, "1 of 2 connections in use\n")
 
 
-def test_workers_of_uvicorn_have_a_pool_each_and_end_it(tmp_path: Path) -> None:
+def test_workers_of_uvicorn_have_a_pool_each_and_end_it(folder: Path) -> None:
     pytest.importorskip("uvicorn")
     (_, block) = blocks(SERVERS)
     name = f"howto-{uuid.uuid4().hex}"
-    (tmp_path / "app.py").write_text(block.code.replace("shop-renderer", name))
-    with serving(tmp_path, "uvicorn", "--workers=2", "--uds=socket", "app:app") as path:
+    (folder / "app.py").write_text(block.code.replace("shop-renderer", name))
+    with serving(folder, "uvicorn", "--workers=2", "--uds=socket", "app:app") as path:
         for _ in range(4):
             assert get(path) == (200, "##########\n")
 
