@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional, assert_type
 
 import mpkit
+import mpkit.dask as on_dask
 from mpkit.joblib import MpkitBackend
 
 
@@ -369,6 +370,31 @@ def options(pool: mpkit.TaskPool) -> None:
     mpkit.Options(retries="3")  # type: ignore[arg-type]
     mpkit.Options(patience=5)  # type: ignore[call-arg]
     patient.changed(patience=5)  # type: ignore[call-arg]
+
+
+def pools_on_dask(client: Any, local: mpkit.TaskPool) -> None:
+    with on_dask.TaskPool(client=client) as pool:
+        assert_type(pool, on_dask.TaskPool)
+        assert_type(pool.map(area_of, [1, 2]), list[float])
+        assert_type(pool.submit(area, 1, 2.0), mpkit.Task[float])
+        assert_type(pool.apply(area, (1, 2.0)), float)
+        assert_type(pool.imap(area_of, [1]), on_dask.Results[float])
+        assert_type(pool.stats(), on_dask.Stats)
+        either(pool)
+        pool.submit(area, "1", 2.0)  # type: ignore[arg-type]
+    either(local)
+    on_dask.TaskPool(2, client="tcp://127.0.0.1:8786", retries=1, shared={"a": 1})
+    on_dask.TaskPool(client=3)  # type: ignore[arg-type]
+    on_dask.TaskPool(2, None, (), None, None, client)  # type: ignore[call-arg]
+    on_dask.TaskPool(clients=client)  # type: ignore[call-arg]
+
+
+def either(pool: mpkit.TaskPool) -> list[int]:
+    return pool.map(len, ["one", "three"])
+
+
+def area_of(width: int) -> float:
+    return area(width, 1.0)
 
 
 def joblib_backends(pool: mpkit.TaskPool) -> None:

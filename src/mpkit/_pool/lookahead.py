@@ -32,9 +32,9 @@ class Lookahead:
 
     def _share(self) -> None:
         #: How many are taken at a time. They are not consumed by then, but in somebody's hands.
-        self.at_a_time = min(_AT_A_TIME, -(-self._total // 4))
+        self.at_a_time: int = min(_AT_A_TIME, -(-self._total // 4))
         #: How many may be pulled that were not taken.
-        self.bound = self._total - self.at_a_time
+        self.bound: int = self._total - self.at_a_time
 
     def half_consumed(self, seconds: float) -> None:
         """Half of them were consumed, in so many seconds: look further ahead, or less far."""
