@@ -152,6 +152,25 @@ def test_large_arguments_are_sent_once_by_what_they_are(
     assert len(scattered) == 2
 
 
+def test_a_large_argument_that_no_worker_takes_is_offered_again(
+    pool: mpkit.TaskPool, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the scheduler gives it to a worker of which it does not know yet that it died."""
+    numpy = pytest.importorskip("numpy")
+    tries = iter([OSError("Timed out"), TimeoutError("No valid workers found")])
+    scatter = client.scatter
+
+    def try_to(*args: Any, **kwargs: Any) -> Any:
+        for error in tries:
+            raise error
+        return scatter(*args, **kwargs)
+
+    monkeypatch.setattr(client, "scatter", try_to)
+    small, large = pool.submit(abs, -1), pool.submit(daskwork.total, numpy.ones(300_000), 1)
+    assert (small.result(PATIENCE), large.result(PATIENCE)) == (1, 3e5)
+    assert large.attempts == 1
+
+
 def test_large_results_come_whole_and_can_be_written_to(pool: mpkit.TaskPool) -> None:
     numpy = pytest.importorskip("numpy")
     zeros = pool.apply(numpy.zeros, (300_000,))

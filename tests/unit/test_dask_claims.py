@@ -28,6 +28,9 @@ class Scheduler:
         self.workers = {"a": Worker(), "b": Worker()}
         self.sent: list[tuple[str, dict[str, Any]]] = []
 
+    def coerce_address(self, address: str) -> str:
+        return address.removeprefix("host of ")
+
     def send_all(self, client_msgs: dict[str, list[dict[str, Any]]], worker_msgs: object) -> None:
         for client, messages in client_msgs.items():
             self.sent += [(client, message["event"][1]) for message in messages]
@@ -52,7 +55,7 @@ def test_it_answers_under_names_of_its_own(scheduler: Scheduler, claims: Claims)
 
 
 def test_a_packet_is_granted_once(claims: Claims) -> None:
-    assert claims.claim("pool", 0, "a", 11) == ""
+    assert claims.claim("pool", 0, "host of a", 11) == ""
     assert "begun before" in claims.claim("pool", 0, "a", 11)
     assert "begun before" in claims.claim("pool", 0, "b", 12)
     assert claims.withdraw("pool", 0) is False
@@ -79,7 +82,7 @@ def test_reports_are_passed_on_from_who_holds_the_claim(
     claims.report("none", 0, "a", last=False, outcomes=b"false")
     assert not scheduler.sent
     claims.report("pool", 0, "a", last=False, outcomes=b"one")
-    claims.report_now("pool", 0, "a", last=True, outcomes=b"two")
+    claims.report_now("pool", 0, "host of a", last=True, outcomes=b"two")
     claims.report("pool", 0, "a", last=True, outcomes=b"again")
     assert scheduler.sent == [
         ("client", {"number": 0, "worker": "a", "pid": 11, "outcomes": b"one"}),

@@ -97,6 +97,7 @@ class Claims(SchedulerPlugin):
         known = self._pools.get(pool)
         if known is None:
             return "its pool has ended"
+        worker = self._scheduler.coerce_address(worker)  # it may call itself by a name
         if worker not in self._scheduler.workers:
             return "its worker is none of the cluster's any more"
         if not known.take(number):
@@ -116,7 +117,7 @@ class Claims(SchedulerPlugin):
 
     def report_now(self, pool: str, number: int, worker: str, last: bool, **what: Any) -> None:
         """As `report`, of one who waits until it has arrived."""
-        self.report(pool, number, worker, last, **what)
+        self.report(pool, number, self._scheduler.coerce_address(worker), last, **what)
 
     # told by the scheduler
 

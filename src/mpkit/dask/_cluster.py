@@ -120,17 +120,24 @@ class Cluster:
     ) -> Any:
         """Have Dask run a packet, with what does not lie in it."""
         beside = [self._share()] if packet.shares else []
-        beside += [self._keep(large) for large in larges]
-        future: Any = self._client.submit(
-            _arrival.enter,
-            self.name,
-            number,
-            pickle.dumps(packet, 5),
-            *beside,
-            key=(self.name, number),
-            priority=priority,
-            pure=False,
-        )
+        kept: list[Large] = []
+        try:
+            for large in larges:
+                beside.append(self._keep(large))
+                kept.append(large)
+            future: Any = self._client.submit(
+                _arrival.enter,
+                self.name,
+                number,
+                pickle.dumps(packet, 5),
+                *beside,
+                key=(self.name, number),
+                priority=priority,
+                pure=False,
+            )
+        except BaseException:
+            self.let_go(kept)
+            raise
         loop: Any = self._client.loop
         asyncio.run_coroutine_threadsafe(self._watch(number, future), loop.asyncio_loop)
         return future

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _CLOSED: Final = "it was closed"
 
+#: Seconds to wait for mail at most: more is too long for a system call, if somebody's ``backoff`` is.
+_MOST_SECONDS: Final = 3600.0
+
 
 class DaskEngine:
     """Runs tasks on a Dask cluster. Any thread may call all of it."""
@@ -220,7 +223,7 @@ class DaskEngine:
     def _take_mail(self) -> None:
         """Wait for mail, and do what all of it says."""
         try:
-            mail = self._mailbox.get(timeout=self._ledger.left_to_pause())
+            mail = self._mailbox.get(timeout=self._ledger.left_to_pause(_MOST_SECONDS))
             while True:
                 self._handle(mail)
                 mail = self._mailbox.get_nowait()
@@ -261,9 +264,10 @@ class DaskEngine:
         packed = packet.packed(shares=self._cluster.shared is not None)
         try:
             packet.future = self._cluster.send(packet.number, packed, packet.larges, priority)
-        except Exception as error:  # noqa: BLE001  in whatever way the connection fails
-            packet.larges.clear()
-            self._lose_scheduler(error)
+        except Exception as error:  # noqa: BLE001  in whatever way: the connection, or a worker
+            failure = self._settling.not_sent(packet, error)
+            if failure is not None:
+                self._lose_scheduler(failure)
 
     def _lose_scheduler(self, error: BaseException) -> None:
         self._break(

@@ -101,6 +101,8 @@ class Ledger:
         self._numbers = itertools.count()
         #: Those that are to be tried again, and when.
         self._pauses: list[tuple[float, int, Entry]] = []
+        #: Until when nothing is sent; 0 if it is.
+        self._rests_until = 0.0
         #: Whether the thread will look, before it sleeps.
         self._awake = False
 
@@ -162,6 +164,8 @@ class Ledger:
         with self._lock:
             self._awake = False
             self._end_pauses()
+            if time.monotonic() >= self._rests_until:
+                self._rests_until = 0.0
             while self._plan and self._plan.first().task.cancelled():  # for these there is room
                 begin(self._plan.pop())
             room = bool(self._plan) and self._has_room(threads, most)
@@ -178,6 +182,8 @@ class Ledger:
             return packet, len(cancelled)
 
     def _has_room(self, threads: int, most: int | None) -> bool:
+        if self._rests_until:
+            return False
         if most is not None and len(self._packets) >= most:
             return False
         first = self._plan.first()
@@ -201,10 +207,18 @@ class Ledger:
             at = time.monotonic() + seconds
             heapq.heappush(self._pauses, (at, entry.task.number, entry))
 
-    def left_to_pause(self) -> float | None:
+    def left_to_pause(self, most: float) -> float | None:
         """Return the seconds until there is something to do without being told; None for ever."""
         with self._lock:
-            return max(0.0, self._pauses[0][0] - time.monotonic()) if self._pauses else None
+            times = [self._pauses[0][0]] if self._pauses else []
+            if self._rests_until:
+                times.append(self._rests_until)
+            return min(max(0.0, min(times) - time.monotonic()), most) if times else None
+
+    def rest(self, seconds: float) -> None:
+        """Have nothing sent for a while."""
+        with self._lock:
+            self._rests_until = time.monotonic() + seconds
 
     def end_pause(self, task: Task[Any]) -> None:
         """A task was cancelled, and need not wait."""

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 #: How often a call is sent that no worker can begin with, as they die of it or cannot read it.
 _MOST_IN_VAIN: Final = 5
+#: Seconds to send nothing, after what was sent could not be taken. (A worker that has just died
+#: is one of the cluster's until that is noticed.)
+_REST: Final = 0.5
 
 
 class Settling:
@@ -94,15 +97,26 @@ class Settling:
             self._lose(packet, f"what ran it has failed: {error}", cause=error)
             return None
         # It was not begun. What it needs may have been lost with a worker; or workers die of it.
+        self._fail_what_is_in_vain(packet, error)
+        self._ledger.give_back(packet, 0)
+        self.drop(packet)
+        return None
+
+    def not_sent(self, packet: Sent, error: Exception) -> BaseException | None:
+        """As `ended`, of a packet that Dask has not taken: for want of a worker for what is large."""
+        packet.larges.clear()
+        failure = self._went_wrong(packet, error)
+        if failure is None:
+            self._ledger.rest(_REST)
+        return failure
+
+    def _fail_what_is_in_vain(self, packet: Sent, error: BaseException) -> None:
         for place, entry in list(packet.open.items()):
             entry.in_vain += 1
             why = self._why_in_vain(entry, error)
             if why is not None and self._ledger.take(packet, place) is not None:
                 why.__cause__ = error
                 self._failed(entry, why, crashed=True)
-        self._ledger.give_back(packet, 0)
-        self.drop(packet)
-        return None
 
     def _why_in_vain(self, entry: Entry, error: BaseException) -> BaseException | None:
         """Return how a call fails that cannot be begun; None if it is to be sent again."""
