@@ -27,7 +27,7 @@ def table(cases: list[Case], figures: Figures) -> str:
             f"{case.name} ({case.unit})",
             _own(figures[case.name].get("mpkit", [])),
             ", ".join(_peers(case, figures)),
-            "-" if ratio is None else f"{ratio:.2f}x",
+            "-" if ratio is None else f"{ratio:.2f}x" if ratio >= 0.1 else f"{ratio:.2g}x",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
