@@ -141,7 +141,9 @@ def nothing_is_left_behind() -> Iterator[None]:
     """Fail a test that leaves a process, a thread or an open descriptor."""
     threads, descriptors = set(threading.enumerate()), _descriptors()
     yield
-    gc.collect()
+    # What the test has made is young. (All of it, for each test, takes half the time of the unit
+    # tests: what pytest, numpy and others keep is more with each test.)
+    gc.collect(1)
     _settle(lambda: not _children())
     assert not _children(), f"processes are left: {_children()}"
     _settle(lambda: not set(threading.enumerate()) - threads)
