@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import pickle
 import signal
@@ -320,6 +321,17 @@ def test_a_client_that_was_closed_is_told_and_another_one_found(cluster: Cluster
             assert other.acquire()
 
 
+def test_one_that_the_scheduler_has_forgotten_is_made_known_again(client: Any) -> None:
+    """As one that is started anew has: a client finds it at the old address."""
+    name = new_name()
+    with mpkit.limit(2, name=name) as semaphore:
+        pass
+    distributed.Semaphore(2, name=f"mpkit-{semaphore._key}").close()
+    for _ in range(2):
+        with mpkit.limit(2, name=name):
+            assert semaphore.available == 1
+
+
 def in_a_fork(semaphore: Semaphore, answer: Any) -> None:
     try:
         semaphore.acquire()
@@ -327,19 +339,20 @@ def in_a_fork(semaphore: Semaphore, answer: Any) -> None:
         answer.send(str(error))
 
 
-def test_a_forked_child_is_told_that_it_has_no_client(client: Any) -> None:
-    import multiprocessing
-
+@pytest.mark.parametrize("used", [True, False])
+def test_a_forked_child_is_told_that_it_has_no_client(client: Any, used: bool) -> None:
     context = multiprocessing.get_context("fork")
-    with mpkit.Semaphore(2) as semaphore:
-        here, there = context.Pipe(duplex=False)
+    semaphore = mpkit.Semaphore(2)
+    if used:
+        assert semaphore.available == 2
+    here, there = context.Pipe(duplex=False)
+    with here, there:
         child = context.Process(target=in_a_fork, args=(semaphore, there))
         child.start()
         assert here.poll(PATIENCE)
         assert "is of the process that has forked this one" in here.recv()
         child.join(PATIENCE)
         assert child.exitcode == 0
-        here.close(), there.close()
 
 
 # asyncio

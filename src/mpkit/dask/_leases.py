@@ -207,12 +207,26 @@ class Leases:
     async def _ask(self, wait: float) -> float | None:
         while True:
             sent = seconds()
-            if not await self._dask.acquire(timeout=wait):
+            if not await self._granted(wait):
                 return None
             # This process was stopped while it waited? Then it may be another's by now.
             if seconds() - sent <= self._lease:
                 return sent
             await self._dask.release()
+
+    async def _granted(self, wait: float) -> bool:
+        granted: bool
+        try:
+            granted = await self._dask.acquire(timeout=wait)
+        except RuntimeError as error:
+            if "not known" not in str(error):
+                raise
+            # It is another scheduler, started anew at its address; or somebody has closed the
+            # semaphore there.
+            self._dask._registered = False
+            await self._dask
+            granted = await self._dask.acquire(timeout=wait)
+        return granted
 
     def _give_back_answer(self, question: asyncio.Future[float | None]) -> None:
         if question.cancelled() or question.exception() is not None:

@@ -181,7 +181,8 @@ class _Call(Generic[T]):
     """A question in the loop of a client, for somebody elsewhere."""
 
     def __init__(self, client: Client, question: Question[T], undo: Callable[[T], object]) -> None:
-        if _users.get(client) not in (None, os.getpid()):
+        # Somebody has to run the loop, and it is not this thread. (Of a fork only one is left.)
+        if _users.get(client) not in (None, os.getpid()) or threading.active_count() == 1:
             raise RuntimeError(
                 f"{client!r} is of the process that has forked this one, where its connection and "
                 "its threads are: make a Client here"
