@@ -132,6 +132,7 @@ LAYERS = [
     "_selftest",
     "",
     "_doctor",
+    "protocols",
     "joblib",
     "dask._client",
     "dask._loop",

@@ -40,6 +40,7 @@ a few processes, and `wait` waits for any of them.
 #   _pool/       TaskPool: progress, async_input, lookahead, window, results, on_executor, inline,
 #                lazy, gather, caller, executor, calls, pool
 #   _selftest    tries all of that         _doctor     for `python -m mpkit doctor`
+#   protocols    what mpkit and mpkit.dask have in common, for type checkers
 #   joblib       a backend of joblib, for who imports it
 #   dask/        the same names on a Dask cluster, with a map of its own
 #

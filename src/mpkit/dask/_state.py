@@ -42,7 +42,7 @@ class State:
         self.seat = seat
         self.label = label
         #: Guards all that follows. Re-entrant, for signal handlers.
-        self.changed = threading.Condition(threading.RLock())
+        self.changed: threading.Condition = threading.Condition(threading.RLock())
         self._futures: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._outbox: deque[Frames] = deque()
         self._inbox: deque[Frames] = deque()
@@ -51,18 +51,21 @@ class State:
         #: Bytes that were taken out here, and of these the ones that the other end knows of.
         self._taken = self._taken_told = 0
         #: How many messages were received.
-        self.got = 0
+        self.got: int = 0
         #: Why nothing more will be received, and why nothing more can be sent.
         self.ended: EndOfChannel | BrokenChannel | ChannelMoved | None = None
         self.broken: BrokenChannel | ChannelMoved | None = None
         #: What this end has to say, and has said, of its own end.
-        self.no_more = self.closing = False
+        self.no_more: bool = False
+        self.closing: bool = False
         self._no_more_said = False
         self._abandoned = False
         #: Whether the end stays at its place; and whether the scheduler has been told.
-        self.settled = self._settled_told = False
+        self.settled: bool = False
+        self._settled_told = False
         #: Whether it is connected to the other end; and whether all was said and heard.
-        self.met = self.over = False
+        self.met: bool = False
+        self.over: bool = False
         self._node: Node | None = None
         #: By which the event loop is told that there is something to say.
         self._wake: asyncio.Event | None = None
