@@ -261,7 +261,7 @@ from tests import poolwork
 if __name__ == "__main__":
     dask.config.set({"distributed.scheduler.allowed-failures": 0})
     cluster = LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=True
     )
     with cluster, Client(cluster) as client:
         with mpkit.TaskPool(on=client.get_executor()) as pool:

@@ -66,7 +66,7 @@ class TaskPool(mpkit.TaskPool):
     Example:
         >>> import mpkit.dask as mpkit
         >>> from distributed import LocalCluster
-        >>> cluster = LocalCluster(n_workers=1, processes=False, dashboard_address=None)
+        >>> cluster = LocalCluster(n_workers=1, processes=False, dashboard_address=":0")
         >>> with cluster, mpkit.TaskPool(client=cluster.scheduler_address) as pool:
         ...     pool.map(abs, [-1, -2, -3])
         [1, 2, 3]
