@@ -33,7 +33,7 @@ check: lint types test doctest ## Everything a change has to pass: lint, types, 
 
 # pytest's look at a test that takes long is of no use to one that has to.
 chaos: $(VENV)/.has-test ## Kill, stop and starve the workers of pools for ten minutes
-	MPKIT_CHAOS_SECONDS=600 $(PY) -m pytest -o faulthandler_timeout=0 -s tests/fault/test_pool_chaos.py $(ARGS)
+	MPKIT_CHAOS_SECONDS=600 $(PY) -m pytest -o faulthandler_timeout=0 -s tests/fault/test_pool_chaos.py tests/fault/test_dask_chaos.py $(ARGS)
 
 soak: $(VENV)/.has-test ## Run ten million small tasks, and show everybody's memory
 	$(PY) -m tests.fault.pool_soak fork 10000000
