@@ -13,7 +13,9 @@ from tests.documents import ROOT
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if "{eval-rst}" in path.read_text())
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 #: The extras that are modules of their own.
-EXTRAS = [name for name in ("joblib", "dask") if importlib.util.find_spec(f"mpkit.{name}")]
+EXTRAS = [
+    name for name in ("joblib", "dask", "protocols") if importlib.util.find_spec(f"mpkit.{name}")
+]
 
 
 def entries(module: str) -> list[str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
     from types import TracebackType
 
-    from mpkit._pool.pool import TaskPool
+    import mpkit
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,7 +32,7 @@ R_co = TypeVar("R_co", covariant=True)
 SendT = TypeVar("SendT", contravariant=True)
 RecvT = TypeVar("RecvT", covariant=True)
 
-__all__ = ["Channel", "Job", "Mpkit", "Semaphore", "Signal"]
+__all__ = ["Channel", "Job", "Mpkit", "Semaphore", "SemaphoreClass", "Signal", "SignalClass"]
 
 
 class Channel(Protocol[SendT, RecvT]):
@@ -194,7 +194,7 @@ class Signal(Protocol):
     def __await__(self) -> Generator[Any, None, bool]: ...
 
 
-class _MakesSemaphore(Protocol):
+class SemaphoreClass(Protocol):
     """The class of semaphores."""
 
     def __call__(self, slots: int, *, name: str | None = None) -> Semaphore:
@@ -202,7 +202,7 @@ class _MakesSemaphore(Protocol):
         ...
 
 
-class _MakesSignal(Protocol):
+class SignalClass(Protocol):
     """The class of signals."""
 
     def __call__(self, *, name: str | None = None) -> Signal:
@@ -211,7 +211,7 @@ class _MakesSignal(Protocol):
 
 
 class Mpkit(Protocol):
-    """The module `mpkit` or the module `mpkit.dask`."""
+    """The module ``mpkit`` or the module ``mpkit.dask``."""
 
     def limit(
         self, slots: int, *, name: str | None = None, timeout: float | None = None
@@ -220,17 +220,17 @@ class Mpkit(Protocol):
         ...
 
     @property
-    def Semaphore(self) -> _MakesSemaphore:
+    def Semaphore(self) -> SemaphoreClass:
         """The class of semaphores."""
         ...
 
     @property
-    def Signal(self) -> _MakesSignal:
+    def Signal(self) -> SignalClass:
         """The class of signals."""
         ...
 
     @property
-    def TaskPool(self) -> type[TaskPool]:
+    def TaskPool(self) -> type[mpkit.TaskPool]:
         """The class of pools."""
         ...
 
