@@ -1,4 +1,4 @@
-"""A pool on two hosts, one of which is cut off: ``unshare --net python -m tests.fault.cut_off``.
+"""Pools on two hosts that are cut off from each other: ``unshare --net python -m tests.fault.cut_off``.
 
 Each host is a network of its own (a namespace of Linux), and a cable is between them. They
 end, and the cable too, when the processes do that are in them. `test_dask_cut_off` runs it.
@@ -6,6 +6,7 @@ end, and the cable too, when the processes do that are in them. `test_dask_cut_o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dask
 
@@ -21,6 +23,9 @@ from mpkit.dask import TaskPool
 from tests import poolwork
 from tests.cluster import Cluster, Host
 from tests.support import PATIENCE, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NEAR, FAR = "10.0.0.1", "10.0.0.2"
 
@@ -57,6 +62,23 @@ def switch(state: str) -> None:
     subprocess.run(["ip", "link", "set", "near", state], check=True)
 
 
+@contextlib.contextmanager
+def all_there(far: Host, folder: Path, config: dict[str, object]) -> Iterator[mpkit.TaskPool]:
+    """Have a pool on a cluster all of which, but for this program, is on another host."""
+    with Cluster(far, folder, 1, address=FAR, config=config) as cluster:
+        with cluster.client(timeout=1) as client, TaskPool(client=client) as pool:
+            yield pool
+
+
+def refusal(pool: mpkit.TaskPool) -> Exception | None:
+    """Return why a pool takes nothing."""
+    try:
+        pool.submit(abs, -1)
+    except mpkit.PoolClosed as error:
+        return error
+    return None
+
+
 def main(folder: Path, config: dict[str, object]) -> None:
     held, notes = str(folder / "held"), str(folder / "notes")
     go = mpkit.Signal()
@@ -64,7 +86,12 @@ def main(folder: Path, config: dict[str, object]) -> None:
     far.wait_until_ready()
     connect(far)
     dask.config.set(config)
-    with Cluster(near, folder, 0, address=NEAR, config=config) as cluster:
+    other = folder / "other"
+    other.mkdir()
+    with (
+        contextlib.ExitStack() as stack,
+        Cluster(near, folder, 0, address=NEAR, config=config) as cluster,
+    ):
         (kept,) = cluster.add_workers(1, address=NEAR)
         (cut,) = cluster.add_workers(1, threads=3, host=far, address=FAR)
         with cluster.client() as client, TaskPool(client=client) as pool:
@@ -79,6 +106,9 @@ def main(folder: Path, config: dict[str, object]) -> None:
             until(lambda: len(poolwork.notes(held)) == len(holders))
             began_on = dict(line.split(":") for line in poolwork.notes(held))
             behind = [pool.submit(work, notes, number) for number in range(1000)]
+            lonely = stack.enter_context(all_there(far, other, config))
+            tasks = [lonely.submit(hold, str(other / "held"), "it", go) for _ in range(3)]
+            until(lambda: poolwork.notes(str(other / "held")))
             began = time.monotonic()
             switch("down")
             until(lambda: list(client.nthreads()) == [kept.address], 4 * PATIENCE)
@@ -88,6 +118,9 @@ def main(folder: Path, config: dict[str, object]) -> None:
             ends = {
                 name: task.exception(PATIENCE) or task.result() for name, task in holders.items()
             }
+            alone = [str(task.exception(2 * PATIENCE)) for task in tasks]
+            alone.append(str(refusal(lonely)))
+            stack.close()
             switch("up")
             code = cluster.wait(cut)
             after = pool.map(poolwork.square, range(100))
@@ -107,6 +140,7 @@ def main(folder: Path, config: dict[str, object]) -> None:
         "right": results == [number**2 for number in range(1000)],
         "goes on": after == [number**2 for number in range(100)],
         "exit code": code,
+        "alone": alone,
     }
     print(json.dumps(told))
 

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 pytest.importorskip("distributed")
 
-#: Nothing heard for so long is an end: ten heartbeats, which is the least that Dask has.
-CONFIG = {"distributed.scheduler.worker-ttl": "5 s"}
+#: Nothing heard for so long is an end; each is the least that Dask has.
+CONFIG = {
+    "distributed.scheduler.worker-ttl": "5 s",  # of a worker: ten heartbeats
+    "distributed.comm.timeouts.tcp": "11 s",  # of a connection: ten probes
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,9 @@ def test_a_host_is_cut_off_and_comes_back(elsewhere: list[str], tmp_path: Path) 
     assert told["executed"] == [1000, 1]
     assert told["goes on"]
     assert told["exit code"] == 0
+    # And a program with a cluster that is all there has lost it.
+    assert len(told["alone"]) == 4
+    assert all("connection to the scheduler (tcp://10.0.0.2:" in why for why in told["alone"])
 
 
 def test_a_holder_is_cut_off_for_longer_than_its_lease(
