@@ -82,6 +82,34 @@ def test_what_waits_behind_a_long_call_runs_elsewhere(pool: mpkit.TaskPool, tmp_
     assert pids
 
 
+def test_what_waits_behind_a_long_call_does_not_need_dask_to_move_it(
+    make_cluster: Callable[..., Cluster], tmp_path: Path
+) -> None:
+    """It moves nothing that depends on much data, as on what a pool shares."""
+    cluster = make_cluster(2, config={"distributed.scheduler.work-stealing": False})
+    with cluster.client() as client, mpkit.TaskPool(client=client) as pool:
+        gate = Gate(tmp_path).make()
+        view = pool.options(name="any")
+        calls: list[Callable[[], Any]] = [os.getpid] * 20 + [gate] + [os.getpid] * 200
+        tasks = [view.submit(call) for call in calls]
+        gate.wait_until_begun()
+        assert all(task.result(PATIENCE) for task in tasks[:20] + tasks[21:])
+        assert not tasks[20].done()
+        gate.open()
+
+
+def test_what_was_done_before_a_long_call_is_told(cluster_of_one: Cluster, tmp_path: Path) -> None:
+    with cluster_of_one.client() as client, mpkit.TaskPool(client=client) as pool:
+        view = pool.options(name="any")
+        assert len([view.submit(os.getpid).result(PATIENCE) for _ in range(3)]) == 3
+        gate = Gate(tmp_path).make()
+        tasks = [view.submit(call) for call in [*[os.getpid] * 20, gate]]
+        assert all(task.result(PATIENCE) for task in tasks[:20])
+        gate.wait_until_begun()
+        assert not tasks[20].done()
+        gate.open()
+
+
 def test_errors_come_with_the_traceback_of_the_worker(pool: mpkit.TaskPool) -> None:
     with pytest.raises(ValueError, match="-3") as caught:
         pool.apply(poolwork.picky, (-3,))

@@ -18,6 +18,14 @@ from mpkit.dask._claims import NAME, REPORT, Claims
 class Worker:
     nthreads = 2
 
+    def __init__(self, *numbers: int) -> None:
+        self.processing = {TaskState(("pool", number)) for number in numbers}
+
+
+class TaskState:
+    def __init__(self, key: Any) -> None:
+        self.key = key
+
 
 class Scheduler:
     """As much of Dask's as the plugin uses."""
@@ -106,6 +114,24 @@ def test_what_a_lost_worker_held_is_told_and_nothing_else_of_it_is_heard(
     assert len(scheduler.sent) == 1
     assert claims.end("pool") == [1]
     assert claims.end("pool") == []
+
+
+def test_what_waits_behind_a_long_call_is_taken_back_for_who_is_idle(
+    scheduler: Scheduler, claims: Claims
+) -> None:
+    scheduler.workers = {"a": Worker(0, 1, 2), "b": Worker(3, 4)}
+    scheduler.workers["a"].processing.add(TaskState("of somebody else"))
+    for number, worker in [(0, "a"), (1, "a"), (3, "b"), (4, "b")]:
+        claims.claim("pool", number, worker, 11)
+    claims.report("pool", 0, "a", last=False, long=True)
+    assert len(scheduler.sent) == 1  # nobody is idle
+    claims.report("pool", 3, "b", last=True)
+    assert scheduler.sent[2:] == [("client", {"back": [2], "workers": ["b"]})]
+    assert claims.claim("pool", 2, "a", 11) == "it has begun before"
+    claims.report("pool", 4, "b", last=True)
+    claims.report("pool", 0, "a", last=True)
+    assert len(scheduler.sent) == 5
+    assert not claims._pools["pool"].long
 
 
 def test_the_size_of_the_cluster_is_told(scheduler: Scheduler, claims: Claims) -> None:

@@ -118,3 +118,12 @@ def test_each_call_is_taken_once_by_priority_and_within_bounds(
     order = [(-call.priority, call.number) for call in taken]
     assert order == sorted(order)
     assert len(order) == len(kinds)
+
+
+def test_one_long_call_does_not_part_those_that_are_short() -> None:
+    plan = plan_of(*map(Call, range(1000)))
+    plan.ran("f", 500, 500 * 0.001)
+    plan.ran("f", 1, 60.0)
+    for _ in range(4):
+        plan.ran("f", 1, 0.001)
+    assert len(numbers(plan)) > 5

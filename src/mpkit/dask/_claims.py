@@ -34,6 +34,8 @@ class _Pool:
         self._taken: set[int] = set()
         #: Of those that have been claimed and are not over, the worker's address and process.
         self.running: dict[int, tuple[str, int]] = {}
+        #: Of those, the ones that run a long call, behind which nothing is to wait.
+        self.long: set[int] = set()
 
     def take(self, number: int) -> bool:
         """Have a packet; False if somebody had it before."""
@@ -111,9 +113,14 @@ class Claims(SchedulerPlugin):
         holder = None if known is None else known.running.get(number)
         if known is None or holder is None or holder[0] != worker:
             return  # of a worker that was given up, whose tasks were told to be lost
+        self._tell(pool, known, {"number": number, "worker": worker, "pid": holder[1], **what})
         if last:
             del known.running[number]
-        self._tell(pool, known, {"number": number, "worker": worker, "pid": holder[1], **what})
+            known.long.discard(number)
+        elif what.get("long"):
+            known.long.add(number)
+        if known.long:
+            self._relieve(pool, known, worker if last else "")
 
     def report_now(self, pool: str, number: int, worker: str, last: bool, **what: Any) -> None:
         """As `report`, of one who waits until it has arrived."""
@@ -132,12 +139,34 @@ class Claims(SchedulerPlugin):
             lost = [(number, pid) for number, (holder, pid) in running if holder == worker]
             for number, _pid in lost:
                 del pool.running[number]
+                pool.long.discard(number)
             self._tell(name, pool, {"gone": worker, "lost": lost, **self._sizes()})
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Forget the pools of a program that is gone."""
         for name in [name for name, pool in self._pools.items() if pool.client == client]:
             del self._pools[name]
+
+    def _relieve(self, name: str, pool: _Pool, ended: str) -> None:
+        """Take back what waits behind long calls, for workers that have nothing to do.
+
+        Dask moves tasks, too, but none that depends on much data: that is what the pool shares.
+        On the worker ``ended`` is a packet that Dask has not heard of yet.
+        """
+        workers: dict[str, Any] = self._scheduler.workers
+        idle = [
+            address
+            for address, worker in workers.items()
+            if len(worker.processing) - (address == ended) < worker.nthreads
+        ]
+        busy = {pool.running[number][0] for number in pool.long}
+        back: list[int] = []
+        for address in busy & set(workers) if idle else ():
+            for number in _numbers_of(name, workers[address]):
+                if len(back) < len(idle) and pool.take(number):
+                    back.append(number)
+        if back:
+            self._tell(name, pool, {"back": back, "workers": idle})
 
     def _sizes(self) -> dict[str, int]:
         threads = self._threads()
@@ -155,3 +184,9 @@ class Claims(SchedulerPlugin):
         # As an event that is not kept, unlike those of `log_event`: results may be large.
         event = {"op": "event", "topic": name, "event": (time.time(), what)}
         self._scheduler.send_all({pool.client: [event]}, {})
+
+
+def _numbers_of(pool: str, worker: Any) -> list[int]:
+    """Return the packets of a pool that Dask has given to a worker."""
+    keys: list[Any] = [task.key for task in worker.processing]
+    return [key[1] for key in keys if isinstance(key, tuple) and key[0] == pool]

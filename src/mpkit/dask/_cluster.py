@@ -116,9 +116,14 @@ class Cluster:
         return bool(self._client.asynchronous)
 
     def send(
-        self, number: int, packet: _packet.Packet, larges: Sequence[Large], priority: int
+        self,
+        number: int,
+        packet: _packet.Packet,
+        larges: Sequence[Large],
+        priority: int,
+        workers: Sequence[str],
     ) -> Any:
-        """Have Dask run a packet, with what does not lie in it."""
+        """Have Dask run a packet, with what does not lie in it; rather on ``workers``, if there are."""
         beside = [self._share()] if packet.shares else []
         kept: list[Large] = []
         try:
@@ -133,6 +138,8 @@ class Cluster:
                 *beside,
                 key=(self.name, number),
                 priority=priority,
+                workers=list(workers) or None,
+                allow_other_workers=bool(workers),
                 pure=False,
             )
         except BaseException:

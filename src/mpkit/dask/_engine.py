@@ -263,7 +263,9 @@ class DaskEngine:
         priority = max(entry.priority for entry in packet.entries)
         packed = packet.packed(shares=self._cluster.shared is not None)
         try:
-            packet.future = self._cluster.send(packet.number, packed, packet.larges, priority)
+            packet.future = self._cluster.send(
+                packet.number, packed, packet.larges, priority, packet.workers
+            )
         except Exception as error:  # noqa: BLE001  in whatever way: the connection, or a worker
             failure = self._settling.not_sent(packet, error)
             if failure is not None:

@@ -12,7 +12,7 @@ from mpkit.dask import _packet
 from mpkit.dask._plan import AHEAD, PATIENCE, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from mpkit._task.task import Task
     from mpkit.dask._cluster import Ended
@@ -31,6 +31,8 @@ class Entry:
         self.priority = task.options.priority
         #: Where it is, if it was sent.
         self.packet: Sent | None = None
+        #: On which workers it had better run; none if it does not matter.
+        self.workers: Sequence[str] = ()
         #: How often it was sent, and could not be begun.
         self.in_vain = 0
 
@@ -52,7 +54,10 @@ class Sent:
         #: How many ask for it to be taken back, and what of it was heard meanwhile.
         self.held = 0
         self.deferred: Ended | None = None
+        #: On which workers it had better run, if there are any.
+        self.workers: Sequence[str] = ()
         for entry in entries:
+            self.workers, entry.workers = self.workers or entry.workers, ()
             entry.packet = self
             entry.task.attempts += 1
 
@@ -254,13 +259,17 @@ class Ledger:
             packet.open.clear()
             return entries
 
-    def give_back(self, packet: Sent, start: int) -> None:
-        """The calls of a packet from this place on were not begun: they wait again, before others."""
+    def give_back(self, packet: Sent, start: int, workers: Sequence[str] = ()) -> None:
+        """The calls of a packet from this place on were not begun: they wait again, before others.
+
+        They had better run on one of ``workers``, if there are.
+        """
         with self._lock:
             places = sorted(place for place in packet.open if place >= start)
             entries = [packet.open.pop(place) for place in places]
             for entry in entries:
                 entry.packet = None
+                entry.workers = workers
                 entry.task.attempts -= 1
                 entry.task.wait_again()
             self._plan.put_back(entries)

@@ -1,8 +1,8 @@
 """What runs on the workers of a cluster: packets of calls, each call of which is reported.
 
 A packet is short by what is known of its functions. If a call takes longer all the same, the
-worker's event loop reports what was done, and gives those behind it back to the pool, so that
-nobody waits for one. Which of them are begun is decided here under one lock.
+worker's event loop tells so, reports what was done before, and gives those behind it back to the
+pool, so that nobody waits for one. Which of them are begun is decided here under one lock.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ class _Run:
         self._end = len(packet.loads)
         #: What was not reported.
         self._outcomes: list[Outcome] = []
-        #: The call that has run for too long, of which nobody wants to hear any more.
-        self._late = -1
+        #: The call that was told to be a long one, and the one that has run for too long, of which nobody wants to hear any more.
+        self._long = self._late = -1
         #: Whether that is being told, by another connection than reports.
         self._telling = False
         self._over = False
@@ -159,8 +159,7 @@ class _Run:
     def run(self) -> list[Outcome] | None:
         """Run all of it, but for what is given back meanwhile."""
         packet = self._packet
-        if len(packet.loads) > 1 or packet.loads[0].timeout is not None:
-            self._worker.loop.add_callback(self._watch)
+        self._worker.loop.add_callback(self._watch)
         while self._begin_next():
             outcome = self._try(packet.loads[self._place])
             with self._lock:
@@ -218,41 +217,40 @@ class _Run:
             if late:
                 self._late = place
             outcomes: list[Outcome] = []
-            long = ran >= self._packet.patience or late
-            gives_back = long and place + 1 < self._end
-            if gives_back:
-                self._end = place + 1
-            if gives_back or late:
+            long = ran >= self._packet.patience and self._long != place
+            if long or late:
+                self._long, self._end = place, min(self._end, place + 1)
                 outcomes, self._outcomes = self._outcomes, []
-            again = self._again(now, limit)
+            again = self._again(limit)
             self._telling = late
-            if gives_back and not late:
-                self._report(outcomes, last=False, rest=place + 1)
+            if long and not late:
+                self._report(outcomes, last=False, rest=place + 1, long=True)
         if late:
             try:
-                await self._tell_late(place, outcomes, gives_back)
+                await self._tell_late(place, outcomes)
             finally:
                 with self._lock:
                     self._telling = False
                     self._lock.notify_all()
         return again
 
-    def _again(self, now: float, limit: float | None) -> float | None:
+    def _again(self, limit: float | None) -> float | None:
         """Return when to look again. Holds the lock."""
         times: list[float] = []
         if limit is not None and self._late != self._place:
             times.append(self._since + limit)
-        if self._place + 1 < self._end:
-            times.append(max(now, self._since) + self._packet.patience)
+        if self._long != self._place:
+            times.append(self._since + self._packet.patience)
         return min(times, default=None)
 
-    async def _tell_late(self, place: int, outcomes: list[Outcome], gives_back: bool) -> None:
+    async def _tell_late(self, place: int, outcomes: list[Outcome]) -> None:
         """Tell of a call that takes too long, and end this process if that harms nobody else."""
-        rest = {"rest": place + 1} if gives_back else {}
         ends = self._is_alone()
         report = getattr(self._worker.scheduler, f"{_claims.NAME}-report")
         # Waits until the scheduler has it, since this process may be about to end.
-        message = self._message(outcomes, last=False, late=place, ends=ends, **rest)
+        message = self._message(
+            outcomes, last=False, rest=place + 1, long=True, late=place, ends=ends
+        )
         await report(worker=self._worker.contact_address, **message)
         with self._lock:
             still = self._place == place and not self._over

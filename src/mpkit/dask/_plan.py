@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ GROWTH: Final = 8
 #: ends; not, if they take so long that a pause between them is nothing.
 AHEAD: Final = 2
 LONG: Final = 1.0
+
+#: Seconds that a call takes at least, as far as that matters.
+_LEAST: Final = 1e-7
 
 #: Of how many functions it is known how long they take.
 _MOST_KNOWN: Final = 1000
@@ -64,8 +68,9 @@ class _Known:
         self.most = 0
 
     def note(self, count: int, seconds: float) -> None:
-        each = seconds / count
-        self.seconds = each if not self.most else (self.seconds + each) / 2
+        each = max(seconds / count, _LEAST)
+        # Between them as a factor: one call of a minute says little of thousands of 1 ms.
+        self.seconds = math.sqrt(self.seconds * each) if self.most else each
         self.most = max(self.most, count)
 
 

@@ -56,6 +56,11 @@ class Settling:
         """Take in an event of `Claims`."""
         if "gone" in event:
             self._gone(event["gone"], event["lost"])
+        for number in event.get("back", ()):
+            behind = self._ledger.packet(number)
+            if behind is not None:
+                self._ledger.give_back(behind, 0, event["workers"])
+                self.drop(behind)
         packet = self._ledger.packet(event.get("number", -1))
         if packet is None:
             return
