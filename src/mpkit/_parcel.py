@@ -21,7 +21,7 @@ from mpkit import _fork, _pickling, _segment
 from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mpkit._reader import Reader
     from mpkit._segment import Loan
@@ -208,8 +208,20 @@ _early: weakref.WeakSet[Parcel] = weakref.WeakSet()
 _MOST_EARLY: Final = _segment.MOST_KEPT // 2
 
 
-#: What has no parts, and is pickled in one way only: no pickler need be asked for that.
-_ATOMS: Final = frozenset({type(None), bool, int, float})
+#: What has no parts, and is pickled in one way only: none of our picklers is needed for that.
+_ATOMS: Final = frozenset({type(None), bool, int, float, str})
+
+
+def are_atoms(things: Iterable[object]) -> bool:
+    """Tell whether `pack_atoms` is for a list (of tuples) of these."""
+    return _ATOMS.issuperset(map(type, things))
+
+
+def pack_atoms(message: object) -> Parcel:
+    """As `pack`, in a third of the time."""
+    parcel = Parcel()
+    parcel.hold(pickle.dumps(message, 5))
+    return parcel
 
 
 def pack(
@@ -223,11 +235,9 @@ def pack(
     ``names`` are what that calls the elements of ``message``, and ``reader`` is who will unpickle it.
     Raises OSError if descriptors ran out for what it carries.
     """
-    parcel = Parcel()
     if type(message) in _ATOMS:
-        parcel.hold(pickle.dumps(message, 5))
-        return parcel
-    outer = _packing.parcel
+        return pack_atoms(message)
+    parcel, outer = Parcel(), _packing.parcel
     _packing.parcel = parcel
     try:
         stream, buffers = _pickling.dumps(message, what, names, parcel.close, None, reader)

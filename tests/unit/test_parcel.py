@@ -65,6 +65,33 @@ def alike(one: Any, other: Any) -> bool:
     return type(one) is type(other) and (one == other or one != one)
 
 
+class Loud(str):
+    """A text that has something to say when it is pickled."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return str.upper, (str(self),)
+
+
+@pytest.mark.parametrize(
+    "atom", [None, True, -3, 7**9999, 1.5, "é", "\ud800", "x" * 300_000], ids=type
+)
+def test_what_has_no_parts_travels_as_all_else_does(atom: object) -> None:
+    for message in (atom, [atom], [(True, atom), (True, None)]):
+        assert alike(travelled(message), message)
+    with contextlib.closing(_parcel.pack_atoms([(True, atom)])) as parcel:
+        data, fds = parcel.seal(HEADER)
+        assert alike(unpack(data, [os.dup(fd) for fd in fds], len(HEADER)), [(True, atom)])
+
+
+def test_only_what_pickle_alone_can_do_is_left_to_it() -> None:
+    assert _parcel.are_atoms([None, True, 2, 3.5, "text"])
+    for other in (Loud("x"), b"", [], int, array("b")):
+        assert not _parcel.are_atoms([1, other])
+    assert travelled(Loud("x")) == "X"
+
+
 def repeated(data: bytes) -> st.SearchStrategy[bytes]:
     """Bytes of lengths around the limits at which something changes."""
     edges = st.sampled_from([0, 1, OUT_OF_BAND, PACKET])

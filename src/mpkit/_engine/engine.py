@@ -49,22 +49,16 @@ class Engine:
         """
         self.check_open(fed)
         head, parcel = packing.pack(call, self.reader)
-        if parcel is None:
-            self._supervisor.submit(task, head, None)
-        else:
-            self._submit(task, head, parcel)
+        if parcel is not None:
+            _take_along(parcel, task)
+        self._supervisor.submit(task, head, parcel)
 
     def submit_chunk(self, task: Task[Any], each: Each, chunk: list[Any]) -> None:
         """As `submit`, for one of many chunks that a function is called with, which are fed."""
         self.check_open(True)
-        self._submit(task, *each.pack(chunk))
-
-    def _submit(
-        self, task: Task[Any], head: bytes, parcel: Parcel | None, common: bytes = b""
-    ) -> None:
+        head, parcel, common = each.pack(chunk)
         if parcel is not None:
-            parcel.own()
-            parcel.depart(f"moved to the worker that runs {task.name}")
+            _take_along(parcel, task)
         self._supervisor.submit(task, head, parcel, common)
 
     def submit_part(self, task: Task[Any], part: Part, fed: bool) -> None:
@@ -141,3 +135,9 @@ class Engine:
             why_not = "its supervisor failed"
         if why_not is not None and not (fed and why_not == _CLOSED):
             raise PoolClosed("the pool", why_not)
+
+
+def _take_along(parcel: Parcel, task: Task[Any]) -> None:
+    """Take over what a call carries; its buffers are copied, and their owner may change them."""
+    parcel.own()
+    parcel.depart(f"moved to the worker that runs {task.name}")

@@ -69,7 +69,8 @@ class Ledger:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._entries: dict[int, Entry] = {}
+        #: By the numbers of their tasks. To be read, and changed by nobody else.
+        self.entries: dict[int, Entry] = {}
         # (when, number) of tasks that were sent and have a timeout; a heap. Entries of
         # tasks that have ended meanwhile are passed over.
         self._deadlines: list[tuple[float, int]] = []
@@ -77,20 +78,20 @@ class Ledger:
         self._pauses: list[tuple[float, int]] = []
 
     def __getitem__(self, number: int) -> Entry:
-        return self._entries[number]
+        return self.entries[number]
 
     def get(self, number: int) -> Entry | None:
         """Return the entry of a task, if it is not settled. Any thread may ask."""
-        return self._entries.get(number)
+        return self.entries.get(number)
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Tasks were submitted."""
         for entry in entries:
-            self._entries[entry.task.number] = entry
+            self.entries[entry.task.number] = entry
 
     def begin(self, number: int) -> Entry | None:
         """A task is about to be sent; None if it was cancelled, and is forgotten now."""
-        entry = self._entries[number]
+        entry = self.entries[number]
         task = entry.task
         if entry.killed:
             task.cancel()
@@ -102,7 +103,7 @@ class Ledger:
 
     def _forget(self, entry: Entry) -> None:
         """A task is not to be sent any more, nor what belongs to it."""
-        del self._entries[entry.task.number]
+        del self.entries[entry.task.number]
         if entry.parcel is not None:
             entry.parcel.close()
 
@@ -119,12 +120,12 @@ class Ledger:
     def _set_deadline(self, entry: Entry, timeout: float) -> None:
         entry.deadline = time.monotonic() + timeout
         heapq.heappush(self._deadlines, (entry.deadline, entry.task.number))
-        if len(self._deadlines) > 2 * len(self._entries) + MOST_PASSED_OVER:
+        if len(self._deadlines) > 2 * len(self.entries) + MOST_PASSED_OVER:
             self._forget_deadlines()
 
     def _forget_deadlines(self) -> None:
         """Forget those of tasks that have ended: with long timeouts they would pile up."""
-        entries = self._entries
+        entries = self.entries
         self._deadlines = [
             (when, number)
             for when, number in self._deadlines
@@ -134,7 +135,7 @@ class Ledger:
 
     def came_back(self, number: int) -> None:
         """A task was not taken by the worker that it was sent to: its time has not begun."""
-        entry = self._entries[number]
+        entry = self.entries[number]
         if entry.worker is not None:
             entry.task.attempts -= 1
         self._waits_again(entry)
@@ -146,7 +147,7 @@ class Ledger:
     @property
     def in_flight(self) -> bool:
         """Whether some worker has a task that it will report."""
-        return any(entry.worker is not None for entry in self._entries.values())
+        return any(entry.worker is not None for entry in self.entries.values())
 
     def next_deadline(self) -> float | None:
         """Return when `expired` or `rested` may have something, or None."""
@@ -157,7 +158,7 @@ class Ledger:
     def expired(self) -> Iterator[Entry]:
         """Yield the tasks that have run for too long, each once."""
         for deadline, number in _due(self._deadlines):
-            entry = self._entries.get(number)
+            entry = self.entries.get(number)
             if entry is not None and entry.deadline == deadline:
                 yield entry
 
@@ -211,14 +212,14 @@ class Ledger:
     def settle_all(self, reason: str) -> None:
         """Cancel what waits, and fail what was sent."""
         self._pauses.clear()
-        for number, entry in list(self._entries.items()):
+        for number, entry in list(self.entries.items()):
             entry.task.cancel()
-            if number in self._entries:  # no callback of a task has led here once more
+            if number in self.entries:  # no callback of a task has led here once more
                 self.settle(entry, None, WorkerDied(entry.task.name, entry.pid, None, reason))
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks that were not sent."""
-        for entry in list(self._entries.values()):
+        for entry in list(self.entries.values()):
             entry.task.cancel()
 
 

@@ -166,9 +166,7 @@ class Schedule:
         """
         state = self._workers[worker]
         its, count = state.tasks, 0
-        for task in tasks:
-            if not its or its[0] != task:
-                break
+        while count < len(tasks) and its and its[0] == tasks[count]:
             its.popleft()
             count += 1
         if not count:

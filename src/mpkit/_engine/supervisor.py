@@ -279,40 +279,39 @@ class Supervisor:
 
     def _done(self, number: int, worker: Worker, dones: list[wire.Done], fds: list[int]) -> bool:
         """Take in that a worker has done tasks; False if it cannot have."""
-        count = self._finished(number, dones)
+        tasks = [done.task for done in dones]
+        seconds = sum([done.ended - done.began for done in dones]) / len(dones)
+        finished = self._schedule.finished
+        count = finished(number, tasks, seconds)
         if count < len(dones):
             self._intake.take_in()  # some caller has sent them
-            count += self._finished(number, dones[count:])
+            count += finished(number, tasks[count:], seconds)
         if count < len(dones):
             self._take_back(number)  # some thread has taken back what was before them
-            count += self._finished(number, dones[count:])
+            count += finished(number, tasks[count:], seconds)
+        worker.inbox.reported(tasks[:count])
         self._settle(number, worker, dones[:count], fds)
         return count == len(dones)
-
-    def _finished(self, number: int, dones: list[wire.Done]) -> int:
-        seconds = sum([done.ended - done.began for done in dones]) / len(dones)
-        return self._schedule.finished(number, [done.task for done in dones], seconds)
 
     def _settle(self, number: int, worker: Worker, dones: list[wire.Done], fds: list[int]) -> None:
         if self._audience is not None and worker.ear is not None:
             self._audience.hear_of(worker.ear, {done.task for done in dones})
-        worker.inbox.reported([done.task for done in dones])
         limit = self._memory_limit
         if limit is not None and any(done.resident > limit for done in dones):
             self._retire(number)
         ours: list[tuple[Entry, wire.Done]] = []
         spans: list[Span] = []
-        moved: list[tuple[int, int]] | None = [] if self._recorder.pictured else None
+        entries = self._ledger.entries
         for done in dones:
-            entry, failed = self._ledger[done.task], done.kind == _outcome.FAILED
+            entry, failed = entries[done.task], done.kind == _outcome.FAILED
             task = entry.task
             if isinstance(task, Asked) and not (failed or task.claim()):
                 self._ledger.settle(entry, None, None)  # its caller has read it
             else:
                 ours.append((entry, done))
                 spans.append((task, done.began, done.ended, failed))
-                if moved is not None:
-                    moved.append(moved_by(entry, done))
+        pictured = self._recorder.pictured
+        moved = [moved_by(entry, done) for entry, done in ours] if pictured else None
         self._recorder.tasks_ended(worker.pid, spans, moved)  # at which who has the result may look
         for entry, done in ours:
             self._verdict.done(entry, done, fds)

@@ -8,9 +8,12 @@ import fcntl
 import os
 import signal
 import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mpkit._platform import LINUX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HAS_PIDFDS: Final = LINUX and hasattr(os, "pidfd_open")
 
@@ -77,3 +80,26 @@ def identity(fd: int) -> tuple[int, int] | None:
     except OSError:
         return None
     return facts.st_dev, facts.st_ino
+
+
+def watched(fd: int) -> Callable[[], bool]:
+    """Return what tells whether a socket of ours has not been closed, nor another one in its place.
+
+    Who asks that after each task of a worker should not ask for all that is known of a file. So we
+    note in it that its signals are this process's; there are none, as nobody asked for any.
+    """
+    if LINUX:
+        us = os.getpid()
+        with contextlib.suppress(OSError):  # where something stands between us and Linux
+            fcntl.fcntl(fd, fcntl.F_SETOWN, us)
+            if _owner_of(fd) == us:
+                return lambda: _owner_of(fd) == us
+    same = identity(fd)
+    return lambda: identity(fd) == same
+
+
+def _owner_of(fd: int) -> int | None:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GETOWN)
+    except OSError:
+        return None

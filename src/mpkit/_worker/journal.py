@@ -122,7 +122,10 @@ class Journal:
         """Begin with a task of a packet; False if it was taken back, as all behind it were."""
         self._counts[self._begun] = packet * _MOST_TASKS + index + 1
         _fence()
-        of, first = divmod(self._counts[self._taken_back], _MOST_TASKS)
+        taken_back = self._counts[self._taken_back]
+        if not taken_back:  # as with most workers, ever
+            return True
+        of, first = divmod(taken_back, _MOST_TASKS)
         return of != packet or index < first
 
     def write(self, record: bytes, *, asked: bool = False) -> bool:

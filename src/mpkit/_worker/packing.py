@@ -91,7 +91,10 @@ class Each:
         """Return what `pack` does of a call with a chunk, and the function if it is beside that."""
         common = self._common
         if common:
-            parcel = _parcel.pack(chunk, self._item, (), self._reader)
+            if _parcel.are_atoms(chunk):
+                parcel = _parcel.pack_atoms(chunk)
+            else:
+                parcel = _parcel.pack(chunk, self._item, (), self._reader)
             if parcel.plain and len(parcel.stream) <= _SURELY_FITS:
                 return _parcel.PLAIN + parcel.stream, None, common
             size, most = len(parcel.stream), _parcel.MOST_INLINE

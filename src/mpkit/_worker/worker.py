@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import itertools
 import signal
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from mpkit import _outcome, _reader, _wait
+from mpkit import _outcome, _parcel, _reader, _wait
 from mpkit._link import LinkDown
 from mpkit._platform import memory, stdlib
-from mpkit._platform.descriptors import identity
+from mpkit._platform.descriptors import watched
 from mpkit._worker import chunks, packing, shared, wire
 from mpkit._worker.journal import MOST_BYTES
 
@@ -167,6 +168,8 @@ def _run(task: int, packed: bytes, fds: list[int], common: bytes) -> Outcome:
         parcel = _outcome.pack_error(f"{what} ({_outcome.describe(fn)})", error, skip_frames=1)
         return began, ended, _outcome.FAILED, parcel
     ended = time.monotonic()
+    if common and _parcel.are_atoms(itertools.chain.from_iterable(value)):
+        return began, ended, _outcome.DONE, _parcel.pack_atoms(value)
     kind, parcel = _outcome.pack_result(what, fn, value)
     return began, ended, kind, parcel
 
@@ -178,9 +181,9 @@ class Reports:
         self, inbox: Link, outbox: Link, journal: Journal | None, report_memory: bool
     ) -> None:
         self._inbox = inbox
-        self._bell = identity(inbox.fd)
+        self._inbox_is_there = watched(inbox.fd)
         self._outbox = outbox
-        self._connection = identity(outbox.fd)
+        self._outbox_is_there = watched(outbox.fd)
         self._journal = journal
         self._report_memory = report_memory
         if journal is not None:
@@ -188,7 +191,7 @@ class Reports:
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send a packet."""
-        if identity(self._outbox.fd) != self._connection:  # see `_write`
+        if not self._outbox_is_there():  # see `_write`
             raise LinkDown
         self._outbox.send(data, fds)
         self._sent()
@@ -219,7 +222,7 @@ class Reports:
 
     def check_inbox(self) -> None:
         """Raise LinkDown if some task has put something else in its place: nothing would come."""
-        if identity(self._inbox.fd) != self._bell:
+        if not self._inbox_is_there():
             raise LinkDown
 
     def ring(self, task: int) -> None:
@@ -229,7 +232,7 @@ class Reports:
         self._inbox.send(wire.encode_ring(task), (), _NOW)
 
     def _write(self, record: bytes, *, asked: bool = False) -> None:
-        if identity(self._outbox.fd) != self._connection:
+        if not self._outbox_is_there():
             # It would hear of no other task. It could write its journal still, but what becomes
             # of a task is not to depend on how large its result is; and what has the number of
             # our descriptor by now may be somebody's connection to anything.
