@@ -63,6 +63,8 @@ class Cluster:
         ``shared`` is what all tasks share, pickled.
         """
         self._client: Any = client
+        #: The address of its scheduler, for errors. (A client that was closed has none.)
+        self.scheduler = str(getattr(self._client.scheduler, "address", "") or "of the client")
         self._heard = heard
         self.name = f"mpkit-{uuid.uuid4().hex}"
         #: Packets of which outcomes have to be fetched. Of the event loop.
@@ -72,11 +74,6 @@ class Cluster:
         self._numbers = itertools.count()
         self.shared = shared
         self._shared_there: _Kept | None = None
-
-    @property
-    def scheduler(self) -> str:
-        """The address of its scheduler, for errors."""
-        return str(getattr(self._client.scheduler, "address", "") or "the cluster")
 
     def open(self) -> dict[str, int]:
         """Make the pool known; return how large the cluster is."""
