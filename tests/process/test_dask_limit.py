@@ -267,6 +267,16 @@ def test_in_tasks_of_a_pool_on_the_cluster(client: Any) -> None:
         assert pool.map(try_it, [semaphore] * 4, chunksize=4) == [True] * 4
 
 
+def test_in_jobs_on_the_cluster(client: Any) -> None:
+    semaphore, inside, leave = mpkit.Semaphore(1), mpkit.Signal(), mpkit.Signal()
+    with mpkit.start(hold, semaphore, inside, leave) as job:
+        assert inside.wait(PATIENCE)
+        assert not semaphore.acquire(False)
+        leave.set()
+        assert job.result(PATIENCE) == ""
+    assert try_it(semaphore)
+
+
 def test_holders_are_told_by_machine_process_and_time(client: Any) -> None:
     semaphore, inside, leave = mpkit.Semaphore(3), mpkit.Signal(), mpkit.Signal()
     began = time.time()
