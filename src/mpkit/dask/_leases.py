@@ -140,8 +140,9 @@ class Leases:
         silence = max(holding.silence, seconds() - holding.heard)
         # Shielded: who is cancelled while he leaves the block has left it.
         if not await asyncio.shield(self._task(self._dask.release())):
+            what = f"the release of a slot of {self._place} did not arrive"
             raise lost(
-                client, f"the release of a slot of {self._place} did not arrive", "see its log"
+                client, what, "Dask's log has the reason; the slot is free when its lease ends"
             )
         if silence > self._lease:
             raise LeaseLost(self._place, silence, self._lease)
