@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import pkgutil
 import re
 
 import pytest
@@ -12,10 +12,8 @@ from tests.documents import ROOT
 
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if "{eval-rst}" in path.read_text())
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
-#: The extras that are modules of their own.
-EXTRAS = [
-    name for name in ("joblib", "dask", "protocols") if importlib.util.find_spec(f"mpkit.{name}")
-]
+#: What is public beside `mpkit` itself. (``python -m mpkit`` is no module to import.)
+MODULES = [name for _, name, _ in pkgutil.iter_modules(mpkit.__path__) if not name.startswith("_")]
 
 
 def entries(module: str) -> list[str]:
@@ -35,12 +33,12 @@ def test_the_reference_has_each_public_name_of_mpkit_once() -> None:
         assert issubclass(getattr(mpkit, name), BaseException), f"{name} has no entry"
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_the_reference_has_each_public_name_of_an_extra_once(extra: str) -> None:
-    module = pytest.importorskip(f"mpkit.{extra}", exc_type=ImportError)
+@pytest.mark.parametrize("name", MODULES)
+def test_the_reference_has_each_public_name_of_another_module_once(name: str) -> None:
+    module = pytest.importorskip(f"mpkit.{name}", exc_type=ImportError)
     # What it only passes on, as errors, is told of as mpkit's.
     own = {
-        name for name in module.__all__ if getattr(module, name) is not getattr(mpkit, name, None)
+        each for each in module.__all__ if getattr(module, each) is not getattr(mpkit, each, None)
     }
-    assert own <= set(entries(f"mpkit.{extra}")) <= set(module.__all__)
-    assert len(entries(f"mpkit.{extra}")) == len(set(entries(f"mpkit.{extra}")))
+    assert own <= set(entries(f"mpkit.{name}")) <= set(module.__all__)
+    assert len(entries(f"mpkit.{name}")) == len(set(entries(f"mpkit.{name}")))
