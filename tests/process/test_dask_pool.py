@@ -136,15 +136,10 @@ def test_an_end_of_a_channel_of_this_machine_stays_here(pool: mpkit.TaskPool) ->
         assert ours.recv(PATIENCE) == "still here"
 
 
-def test_a_seed_and_context_go_with_calls(pool: mpkit.TaskPool) -> None:
-    import random
-
-    view = pool.options(seed=1, propagate=LEVEL)
+def test_context_goes_with_calls(pool: mpkit.TaskPool) -> None:
     LEVEL.set(5)
-    assert view.apply(level) == 5
-    first = pool.options(seed=1).map(lambda _: random.random(), range(20))
-    assert first == pool.options(seed=1).map(lambda _: random.random(), range(20), 3)
-    assert len(set(first)) == 20
+    assert pool.options(propagate=LEVEL).apply(level) == 5
+    assert pool.apply(level) == 0
 
 
 def test_what_is_waited_for_in_a_callback_says_so(pool: mpkit.TaskPool) -> None:
@@ -269,13 +264,25 @@ def test_pictures_are_refused(pool: mpkit.TaskPool) -> None:
         pool.report("x.html")
 
 
-def test_a_seed_is_refused_where_threads_share_their_numbers(
-    make_cluster: Callable[..., Cluster],
+def test_a_seed_is_refused_since_dask_has_of_the_same_random_numbers(client: Any) -> None:
+    with mpkit.TaskPool(client=client) as pool, pytest.raises(ValueError, match="default_rng"):
+        pool.options(seed=1)
+    with pytest.raises(ValueError, match="default_rng"):
+        mpkit.TaskPool(client=client, seed=1)
+
+
+def test_threads_of_a_worker_run_calls_at_the_same_time(
+    make_cluster: Callable[..., Cluster], tmp_path: Path
 ) -> None:
     with make_cluster(1, threads=2).client() as client, mpkit.TaskPool(client=client) as pool:
         assert pool._backend.workers == 2
-        with pytest.raises(ValueError, match="nthreads 1"):
-            pool.options(seed=1)
+        gates = [Gate(tmp_path, str(n)).make() for n in range(2)]
+        tasks = [pool.submit(gate) for gate in gates]
+        pids = {gate.wait_until_begun()[0] for gate in gates}
+        for gate in gates:
+            gate.open()
+        assert {task.result(PATIENCE) for task in tasks} == pids
+        assert len(pids) == 1
 
 
 # the pool and its client

@@ -53,7 +53,7 @@ def scheduler() -> Scheduler:
 def claims(scheduler: Scheduler) -> Claims:
     claims = Claims()
     asyncio.run(claims.start(scheduler))
-    assert claims.open("pool", "client") == {"threads": 4, "most": 2}
+    assert claims.open("pool", "client") == {"threads": 4}
     return claims
 
 
@@ -107,9 +107,7 @@ def test_what_a_lost_worker_held_is_told_and_nothing_else_of_it_is_heard(
     scheduler.sent.clear()
     del scheduler.workers["a"]
     claims.remove_worker(scheduler, "a")
-    assert scheduler.sent == [
-        ("client", {"gone": "a", "lost": [(0, 11), (2, 11)], "threads": 2, "most": 2})
-    ]
+    assert scheduler.sent == [("client", {"gone": "a", "lost": [(0, 11), (2, 11)], "threads": 2})]
     claims.report("pool", 0, "a", last=True, outcomes=b"late")
     assert len(scheduler.sent) == 1
     assert claims.end("pool") == [1]
@@ -137,7 +135,7 @@ def test_what_waits_behind_a_long_call_is_taken_back_for_who_is_idle(
 def test_the_size_of_the_cluster_is_told(scheduler: Scheduler, claims: Claims) -> None:
     scheduler.workers["c"] = Worker()
     claims.add_worker(scheduler, "c")
-    assert scheduler.sent == [("client", {"threads": 6, "most": 2})]
+    assert scheduler.sent == [("client", {"threads": 6})]
 
 
 ASKED = st.lists(

@@ -169,12 +169,8 @@ class Claims(SchedulerPlugin):
             self._tell(name, pool, {"back": back, "workers": idle})
 
     def _sizes(self) -> dict[str, int]:
-        threads = self._threads()
-        return {"threads": sum(threads), "most": max(threads, default=1)}
-
-    def _threads(self) -> list[int]:
         workers: Iterable[Any] = self._scheduler.workers.values()
-        return [worker.nthreads for worker in workers]
+        return {"threads": sum(worker.nthreads for worker in workers)}
 
     def _tell_all(self, what: dict[str, Any]) -> None:
         for name, pool in self._pools.items():

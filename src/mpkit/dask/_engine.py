@@ -60,7 +60,7 @@ class DaskEngine:
         self.recorder = self.lanes.recorder
         self._settling = Settling(self._ledger, self._cluster, self.lanes)
         sizes = self._cluster.open()
-        self._threads, self._most_threads = sizes["threads"], sizes["most"]
+        self._threads = sizes["threads"]
         self._closed_because: str | None = None
         #: Held while it is closed, and while a task comes in: so none comes in behind the end.
         self._door = threading.RLock()
@@ -78,12 +78,16 @@ class DaskEngine:
         return threads if self._most is None else min(threads, self._most)
 
     def check(self, options: Options) -> None:
-        """Random numbers need a process for each call."""
-        if options.seed is not None and self._most_threads > 1:
+        """Refuse a seed, which would not hold.
+
+        A worker's event loop has random numbers, too: Dask takes a sample of what it measures
+        (`dask.sizeof`). So what a task gets from `random` would depend on when that was.
+        """
+        if options.seed is not None:
             raise ValueError(
-                "a pool on a cluster can honour seed= only if each worker has one thread, as "
-                f"threads share their random numbers (there is a worker with {self._most_threads}): "
-                "start workers with --nthreads 1"
+                "a pool on a cluster cannot honour seed=, as all threads of a Dask worker share "
+                "their random numbers, and one of them is Dask's own: have each call make a "
+                "generator (numpy.random.default_rng) of a seed among its arguments"
             )
 
     def check_open(self, fed: bool = False) -> None:
@@ -237,7 +241,6 @@ class DaskEngine:
         if isinstance(mail, dict):
             event = cast("dict[str, Any]", mail)
             self._threads = event.get("threads", self._threads)
-            self._most_threads = event.get("most", self._most_threads)
             self._settling.told(event)
         elif isinstance(mail, Ended):
             failure = self._settling.ended(mail)

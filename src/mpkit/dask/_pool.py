@@ -52,8 +52,7 @@ class TaskPool(mpkit.TaskPool):
             that makes a pool secedes until that ends: another one may have its thread.)
         **settings: ``shared``, ``options``, and the options of `options` one by one. A ``timeout`` ends the
             worker if that has one thread, a nanny that replaces it, and no data but the
-            pool's; elsewhere the task fails, but its thread is busy until the call returns. A ``seed``
-            needs workers with one thread.
+            pool's; elsewhere the task fails, but its thread is busy until the call returns. ``seed`` is refused.
 
     Raises:
         ImportError: `distributed` is not installed.
