@@ -89,3 +89,17 @@ def test_a_holder_is_cut_off_for_longer_than_its_lease(
     assert told["taken"]
     assert not told["overbooked"]
     assert told["end"] == ["LeaseLost"]
+
+
+def test_the_end_of_a_channel_learns_that_the_other_one_is_cut_off(
+    elsewhere: list[str], tmp_path: Path
+) -> None:
+    """By TCP; 11 seconds are the least that Dask has. (A worker without its scheduler ends.)"""
+    config = {
+        "distributed.comm.timeouts.tcp": "11 s",
+        "distributed.scheduler.worker-ttl": "10 minutes",
+    }
+    told = run("tests.fault.cut_off_channel", elsewhere, tmp_path, config)
+    seconds = told.pop("seconds")
+    assert told == {"here": "PeerDied", "job": "WorkerDied"}
+    print(seconds)

@@ -81,11 +81,17 @@ class Channel(Port, Generic[SendT, RecvT]):
     ===========================  ====================================================
 
     Example:
-        >>> import mpkit.dask as mpkit  # doctest: +SKIP
-        >>> here, there = mpkit.channel(send=str, recv=int)  # doctest: +SKIP
-        >>> job = mpkit.start(serve, there)  # doctest: +SKIP
-        >>> here.request("abc", timeout=30)  # doctest: +SKIP
+        >>> from distributed import Client, LocalCluster
+        >>> import mpkit.dask as mpkit
+        >>> cluster = LocalCluster(n_workers=1, processes=False, dashboard_address=":0")
+        >>> with cluster, Client(cluster):
+        ...     here, there = mpkit.channel(send=str, recv=int)
+        ...     job = mpkit.start(lambda end: end.send(len(end.recv())), there)
+        ...     here.request("abc", timeout=30)
+        ...     list(here)
+        ...     here.close()
         3
+        []
 
     """
 
@@ -311,7 +317,15 @@ def channel(
         ImportError: msgspec was asked for and is not installed.
 
     Example:
-        >>> here, there = channel(send=str, recv=int)  # doctest: +SKIP
+        >>> from distributed import Client, LocalCluster
+        >>> cluster = LocalCluster(n_workers=1, processes=False, dashboard_address=":0")
+        >>> with cluster, Client(cluster) as client:
+        ...     left, right = channel(send=str, recv=int, client=client)
+        ...     left.send("ping")
+        ...     right.recv(timeout=30)
+        ...     left.close(), right.close()
+        'ping'
+        (None, None)
 
     """
     name = f"end of channel {next(_numbers)} of process {os.getpid()} on {socket.gethostname()}"

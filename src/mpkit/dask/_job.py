@@ -78,8 +78,10 @@ class Job(Generic[R_co]):
     is cancelled if it has not begun, and not waited for.
 
     Example:
-        >>> import mpkit.dask as mpkit  # doctest: +SKIP
-        >>> with mpkit.start(pow, 2, 10) as job:  # doctest: +SKIP
+        >>> from distributed import Client, LocalCluster
+        >>> import mpkit.dask as mpkit
+        >>> cluster = LocalCluster(n_workers=1, processes=False, dashboard_address=":0")
+        >>> with cluster, Client(cluster), mpkit.start(pow, 2, 10) as job:
         ...     job.result(timeout=30)
         1024
 
@@ -294,8 +296,10 @@ def start(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
             scheduler has no mpkit.
 
     Example:
-        >>> job = start(sorted, "bca", reverse=True)  # doctest: +SKIP
-        >>> job.result(timeout=30)  # doctest: +SKIP
+        >>> from distributed import Client, LocalCluster
+        >>> cluster = LocalCluster(n_workers=1, processes=False, dashboard_address=":0")
+        >>> with cluster, Client(cluster):
+        ...     start(sorted, "bca", reverse=True).result(timeout=30)
         ['c', 'b', 'a']
 
     """
