@@ -83,7 +83,8 @@ def _override(dynamic: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         kind: type[Any] = type(thing)  # pyright: ignore[reportUnknownVariableType]
         if kind is FunctionType or issubclass(kind, type):
             name = _reader.name_in_main(thing)
-            if name is not None and _reader.lacks(self.reader, thing) is None:
+            # Asked once: who unpickles a class of ours that comes back replaces its methods.
+            if name is not None and _reader.has(self.reader, name):
                 return name
         elif kind is _reader.CACHED and _is_nameless(self.reader, thing):
             return _cached_again, (thing.__wrapped__, thing.cache_parameters())

@@ -223,8 +223,13 @@ def lacks(reader: Reader, thing: Any) -> str | None:
     name = name_in_main(thing)
     if name is None:
         return None
+    return None if has(reader, name) else name
+
+
+def has(reader: Reader, name: str) -> bool:
+    """Tell whether the reader has what our main module has by this name."""
     top = name.partition(".")[0]
-    return None if reader.has(top, _main().get(top)) else name
+    return reader.has(top, _main().get(top))
 
 
 def name_in_main(thing: Any) -> str | None:

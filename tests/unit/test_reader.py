@@ -389,3 +389,15 @@ def test_an_error_of_unpickling_says_what_to_do_if_it_is_for_a_missing_name() ->
         assert ("mpkit[cloudpickle]" in str(getattr(error, "__notes__", ""))) == (
             "__main__" in str(error)
         )
+
+
+def test_a_method_that_is_replaced_while_it_is_pickled_travels_by_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As cloudpickle does in another thread, when it unpickles a class that comes back."""
+    pytest.importorskip("cloudpickle")
+    named: list[str | None] = ["File.__setattr__"]
+    monkeypatch.setattr(_reader, "name_in_main", lambda thing: named.pop() if named else None)
+    method = lambda: 3  # noqa: E731
+    stream, _ = _pickling.dumps((method,), "it", reader=_reader.Foreign())
+    assert pickle.loads(stream)[0]() == 3
