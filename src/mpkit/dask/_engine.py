@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from mpkit._engine.feeds import Feeds
 from mpkit._errors import PoolClosed
 from mpkit._task.task import report
+from mpkit._wait import Deadline
 from mpkit.dask import _loads
 from mpkit.dask._cluster import Cluster, Ended
 from mpkit.dask._lanes import Lanes
@@ -37,6 +38,9 @@ _CLOSED: Final = "it was closed"
 
 #: Seconds to wait for mail at most: more is too long for a system call, if somebody's ``backoff`` is.
 _MOST_SECONDS: Final = 3600.0
+
+#: Seconds from the report of a packet to its end, at most, as far as somebody waits. It takes some ms.
+_SEE_OFF: Final = 2.0
 
 
 class DaskEngine:
@@ -218,11 +222,21 @@ class DaskEngine:
             while not (self._ending and not self._ledger):
                 self._take_mail()
                 self._feed()
+            self._see_off()
         except BaseException as error:  # noqa: BLE001  ours; and nobody is to wait for ever
             report(error, "raised in a thread of mpkit")
             self._break(f"its thread has failed: {error}", error)
         finally:
             self._leave()
+
+    def _see_off(self) -> None:
+        """Let Dask hear of the last packets, too: a worker that is closed before that complains."""
+        deadline = Deadline(_SEE_OFF)
+        try:
+            while any(not packet.late for packet in self._ledger.packets()):
+                self._handle(self._mailbox.get(timeout=deadline.left()))
+        except queue.Empty:  # it has died, say, and left nobody to run them
+            return
 
     def _take_mail(self) -> None:
         """Wait for mail, and do what all of it says."""

@@ -51,6 +51,8 @@ class Sent:
         self.future: Any = None
         #: Who has reported it; see `Lanes`.
         self.lane = 0
+        #: Whether its worker may go on with it for ever.
+        self.late = False
         #: How many ask for it to be taken back, and what of it was heard meanwhile.
         self.held = 0
         self.deferred: Ended | None = None

@@ -207,6 +207,7 @@ class Settling:
 
     def _late(self, packet: Sent, place: int, pid: int, *, ends: bool) -> None:
         """A call has run for longer than its timeout."""
+        packet.late = True
         entry = self._ledger.take(packet, place)
         if entry is None:
             return
