@@ -60,13 +60,13 @@ def test_a_missing_guard_is_told_in_few_words(what: str, method: str, tmp_path: 
     assert all(line.endswith(GUARD) for line in told)
     assert "bootstrapping phase" not in ran.stderr  # multiprocessing's forty lines
     if what == "pool":
-        assert said[-1].startswith("mpkit._errors.WorkerInitError: ")
+        assert said[-1].startswith("mpkit.WorkerInitError: ")
         assert GUARD in said[-1]
     elif "ConnectionError" in said[-1]:
         assert "the fork server has started no process" in said[-1]
         assert GUARD in said[-1]
     else:
-        assert said[-1].startswith("mpkit._errors.WorkerDied: ")
+        assert said[-1].startswith("mpkit.WorkerDied: ")
 
 
 def test_who_catches_it_goes_on(tmp_path: Path) -> None:
