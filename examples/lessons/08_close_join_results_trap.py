@@ -9,13 +9,13 @@ import mpkit
 
 
 def work(number: int) -> int:
-    time.sleep(0.1)
+    time.sleep(1)
     return number * 10
 
 
 def with_the_standard_library() -> None:
     with multiprocessing.Pool(2) as pool:
-        tasks = [pool.apply_async(work, (number,)) for number in range(10)]
+        tasks = [pool.apply_async(work, (number,)) for number in range(4)]
     print("Pool: are all ready?", all(task.ready() for task in tasks))
     try:
         print("Pool, the last:", tasks[-1].get(timeout=0.2))
@@ -25,7 +25,7 @@ def with_the_standard_library() -> None:
 
 def with_mpkit() -> None:
     with mpkit.TaskPool(2) as pool:
-        tasks = [pool.apply_async(work, (number,)) for number in range(10)]
+        tasks = [pool.apply_async(work, (number,)) for number in range(4)]
     print("TaskPool: are all ready?", all(task.ready() for task in tasks))
     print("TaskPool, the last:", tasks[-1].get())
 
