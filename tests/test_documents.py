@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from multiprocessing import get_all_start_methods
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,15 +22,21 @@ DOCS = ROOT / "docs"
 ELSEWHERE = {DOCS / "lessons.md", *(DOCS / "zh").rglob("*.md")}
 PAGES = [str(page.relative_to(ROOT)) for page in {*DOCS.rglob("*.md")} - ELSEWHERE]
 BLOCKS = [block for page in sorted(["README.md", *PAGES]) for block in blocks(page)]
+# What takes seconds to import, in each process. It, or its tests here, sees to start methods
+# itself, so these programs run under the strictest only.
+SLOW = {"dask", "distributed", "joblib", "pytest", "scipy", "sklearn"}
+RUNS = [
+    pytest.param(block, method, id=f"{method}-{block.place}")
+    for block in BLOCKS
+    for method in (["spawn"] if SLOW & block.imported() else get_all_start_methods())
+]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[block.place for block in BLOCKS])
-def test_a_program_in_the_documentation_runs(
-    block: Block, tmp_path: Path, start_method: str
-) -> None:
+@pytest.mark.parametrize(("block", "method"), RUNS)
+def test_a_program_in_the_documentation_runs(block: Block, method: str, tmp_path: Path) -> None:
     if missing := block.missing():
         pytest.skip(f"it needs {missing}")
-    check(block, tmp_path, start_method)
+    check(block, tmp_path, method)
 
 
 #: Packages without types of their own, or whose own programs are untyped.
