@@ -69,6 +69,7 @@ def serving(folder: Path, *command: str) -> Iterator[Path]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            start_new_session=True,  # with its workers, which may outlive it
             # gunicorn keeps a socket of its own below the home.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(folder)},
         )
@@ -87,7 +88,8 @@ def serving(folder: Path, *command: str) -> Iterator[Path]:
         server.wait(PATIENCE)
         assert "Traceback" not in said.read_text()
     finally:
-        server.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait(PATIENCE)
 
 
