@@ -29,20 +29,8 @@ def build(source: Path, into: Path, *kinds: str) -> None:
     """
     environment = {**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7"}
     environment.pop("SOURCE_DATE_EPOCH", None)
-    call(
-        *(
-            sys.executable,
-            "-m",
-            "build",
-            "--no-isolation",
-            "--outdir",
-            str(into),
-            *kinds,
-            str(source),
-        ),
-        environment=environment,
-        umask=0o077,
-    )
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(into)]
+    call(*command, *kinds, str(source), environment=environment, umask=0o077)
 
 
 def call(

@@ -33,9 +33,8 @@ class _Quiet(wsgiref.simple_server.WSGIRequestHandler):
 @contextlib.contextmanager
 def serving(packages: Path) -> Generator[str]:
     """Serve a folder as an index to which anybody may upload; yield its address."""
-    logging.getLogger("pypiserver").addHandler(
-        logging.NullHandler()
-    )  # or it tells stderr what it refuses
+    # Or it tells stderr what it refuses.
+    logging.getLogger("pypiserver").addHandler(logging.NullHandler())
     application: Any = pypiserver.app(
         roots=[packages],
         authenticate=[],  # for nothing a password is asked
@@ -72,24 +71,9 @@ def without_settings() -> dict[str, str]:
 def upload(dist: Path, index: str) -> None:
     """Upload what is in dist/, as the release does; refuse an index that takes it twice."""
     files = [str(dist / name) for name in hashes(dist)]
-    command = [
-        sys.executable,
-        "-m",
-        "twine",
-        "upload",
-        "--non-interactive",
-        "--disable-progress-bar",
-    ]
-    command += [
-        "--config-file",
-        os.devnull,
-        "--repository-url",
-        index,
-        "-u",
-        "nobody",
-        "-p",
-        "none",
-    ]
+    command = [sys.executable, "-m", "twine", "upload", "--non-interactive"]
+    command += ["--disable-progress-bar", "--config-file", os.devnull]
+    command += ["--repository-url", index, "-u", "nobody", "-p", "none"]
     call(*command, *files, environment=without_settings())
     try:
         call(*command, *files, environment=without_settings())

@@ -83,26 +83,15 @@ def rehearse(dist: Path, folder: Path, tag: str | None) -> None:
                 f"dist/ holds {', '.join(hashes(dist)) or 'nothing'}: `make build` first."
             )
         build_again(dist, sdist, folder)
-    with step("twine accepts them"):
-        call(sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(sdist))
     with step("they hold what is allowed, and all of it"):
         look_into(wheel, sdist, version)
     packages = folder / "packages"
     packages.mkdir()
     with step("what mpkit requires is fetched"):
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "--dest",
-            str(packages),
-        ]
         said = metadata(wheel)
         wanted = [*requirements(said), *requirements(said, extra="progress")]
-        call(*command, "--only-binary=:all:", *wanted)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
+        call(*command, "--only-binary=:all:", "--dest", str(packages), *wanted)
     with index.serving(packages) as address:
         with step("upload to an index, and download"):
             index.upload(dist, address)
