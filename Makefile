@@ -83,7 +83,7 @@ release-check: build ## Rehearse a release: build, upload to an index here, inst
 
 clean: ## Remove everything that the other targets made, .venv too
 	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src tests examples benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests examples benchmarks docs tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The stamps. mpkit is installed editable, so only a change of its requirements
 # makes one out of date.
