@@ -67,9 +67,9 @@ pictures: $(VENV)/.has-bench ## Measure for, and draw, the pictures of the pool 
 	$(PY) -m benchmarks --json build/growth.json --growth docs/growth.svg
 	$(PY) -m benchmarks.simulate --picture docs/policy.svg
 
-docs: $(VENV)/.has-docs ## Build the documentation into build/docs, and run its examples
+# Its programs are run by `make test` (tests/test_documents.py), those in docstrings by `make doctest`.
+docs: $(VENV)/.has-docs ## Build the documentation into build/docs
 	$(PY) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
-	$(PY) -m sphinx -W --keep-going -q -b doctest -d build/doctrees docs build/doctest
 
 # Whoever builds the same tree gets the same bytes, so no date comes from outside. (hatchling puts one of
 # its own on all files.) What is built with is what the tests were run with.

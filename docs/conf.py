@@ -18,7 +18,6 @@ version = release = mpkit.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
 ]
 html_theme = "furo"
@@ -55,10 +54,6 @@ nitpick_ignore_regex = [
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
-
-# The docstrings' examples are run by pytest (`make doctest`), those in {doctest}
-# directives of these pages by Sphinx.
-doctest_test_doctest_blocks = ""
 
 
 def resolve_private_path(app: Any, env: Any, node: Any, contnode: Any) -> Any:
