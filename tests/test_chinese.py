@@ -27,7 +27,6 @@ RUN_HERE = [block for page in EDITION if "lessons" not in page for block in bloc
 
 _CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _SECTION = re.compile(r"^(#+ [^\n]+)\n(?:<!-- en: ([^\n]+) -->\n)?(.*?)(?=^#|\Z)", re.M | re.S)
-_LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def sections(page: str) -> list[tuple[str, str, str]]:
@@ -82,14 +81,6 @@ def test_the_programs_are_those_of_the_english_edition(chinese: str, english: st
 @pytest.mark.parametrize("block", RUN_HERE, ids=[block.place for block in RUN_HERE])
 def test_a_program_of_the_chinese_edition_runs(block: Block, tmp_path: Path) -> None:
     check(block, tmp_path, "spawn")
-
-
-@pytest.mark.parametrize("page", ["README.zh.md", *EDITION, "docs/zh/index.md"])
-def test_links_to_files_lead_somewhere(page: str) -> None:
-    for link in _LINK.findall((ROOT / page).read_text(encoding="utf-8")):
-        path, _, _ = link.partition("#")
-        if path and "://" not in path:
-            assert (ROOT / page).parent.joinpath(path).exists(), f"{page} links to {link}"
 
 
 def test_the_two_readmes_link_to_each_other() -> None:
