@@ -46,6 +46,12 @@ class Gate:
         return os.getpid()
 
 
+def with_a_pool(gate: Gate) -> int:
+    """Pass a gate, while others may have the thread."""
+    with mpkit.TaskPool():
+        return gate()
+
+
 def note(path: Path) -> None:
     """Add this process to a file, whatever others do at the same time."""
     with path.open("a") as file:

@@ -403,6 +403,40 @@ def test_a_worker_of_one_thread_is_ended_and_replaced_by_its_nanny(
         assert pool.options(timeout=PATIENCE, retries=1).submit(abs, -1).result(PATIENCE) == 1
 
 
+def test_no_worker_is_ended_that_has_anything_else(
+    make_cluster: Callable[..., Cluster], tmp_path: Path
+) -> None:
+    """A job, a call that has a pool and so no thread, or the results of others that wait there."""
+    cluster = make_cluster(0)
+    cluster.add_workers(1, nanny=True)
+    with cluster.client() as client, mpkit.TaskPool(client=client) as pool:
+        gates = [Gate(tmp_path, name).make() for name in ("pool", "job", "late", "later", "last")]
+
+        def pid_of_late(gate: Gate) -> int | None:
+            error = pool.options(timeout=0.2).submit(gate).exception(PATIENCE)
+            assert isinstance(error, mpkit.TaskTimeout)
+            if not getattr(error, "__notes__", ()):  # it was ended
+                return None
+            gate.open()
+            return error.pid
+
+        outer = pool.submit(daskwork.with_a_pool, gates[0])
+        (pid,) = gates[0].wait_until_begun()
+        assert pid_of_late(gates[2]) == pid
+        gates[0].open()
+        assert outer.result(PATIENCE) == pid
+        with client.as_current():
+            job = mpkit.start(gates[1])
+        assert gates[1].wait_until_begun() == [pid]
+        assert pid_of_late(gates[3]) == pid
+        gates[1].open()
+        assert job.result(PATIENCE) == pid
+        results = client.submit(bytes, 100, key=("mpkit-another", 7))
+        assert results.result(PATIENCE) == bytes(100)
+        assert pid_of_late(gates[4]) == pid
+        results.release()
+
+
 # what dies
 
 

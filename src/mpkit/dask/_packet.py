@@ -11,6 +11,7 @@ import asyncio
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -158,14 +159,18 @@ class _Run:
 
     def run(self) -> list[Outcome] | None:
         """Run all of it, but for what is given back meanwhile."""
-        packet = self._packet
         self._worker.loop.add_callback(self._watch)
-        while self._begin_next():
-            outcome = self._try(packet.loads[self._place])
+        try:
+            while self._begin_next():
+                outcome = self._try(self._packet.loads[self._place])
+                with self._lock:
+                    if self._place != self._late:
+                        self._outcomes.append(outcome)
+                    self._place += 1
+        except BaseException:  # no memory, say: Dask tells of it
             with self._lock:
-                if self._place != self._late:
-                    self._outcomes.append(outcome)
-                self._place += 1
+                self._over = True  # or what runs here next would be taken for a call that is late
+            raise
         with self._lock:
             self._over = True
             self._lock.wait_for(lambda: not self._telling)
@@ -254,14 +259,19 @@ class _Run:
         await report(worker=self._worker.contact_address, **message)
         with self._lock:
             still = self._place == place and not self._over
-        if ends and still:
+        # (By now it may have a pool, to which it has left its place.)
+        if ends and still and self._is_alone():
             os.kill(os.getpid(), signal.SIGKILL)  # the nanny starts another one
 
     def _is_alone(self) -> bool:
         """Tell whether this process has but this call, and will be replaced when it dies."""
-        worker = self._worker
-        others = [key for key in worker.data if not _is_ours(key)]
-        return worker.nanny is not None and worker.state.nthreads == 1 and not others
+        worker, state = self._worker, self._worker.state
+        if worker.nanny is None or state.nthreads != 1 or state.actors:
+            return False
+        # Jobs run beside what has the thread, and so do calls that have a pool of their own.
+        if len(state.all_running_tasks) > 1:
+            return False
+        return all(_is_replaceable(key, state.tasks.get(key)) for key in worker.data)
 
     # a call
 
@@ -291,9 +301,15 @@ class _Run:
         return self._beside[place]
 
 
-def _is_ours(key: Any) -> bool:
-    """Tell whether what a worker has is of some pool: tuples and texts are keys."""
-    return str(key[0] if isinstance(key, tuple) else key).startswith("mpkit-")  # pyright: ignore[reportUnknownArgumentType]
+def _is_replaceable(key: Any, held: Any) -> bool:
+    """Tell whether nobody lacks what a worker has, if it is lost: pools send again what they sent.
+
+    But the results of a packet, which are too large to be reported, or of a job are nowhere else.
+    """
+    if isinstance(key, tuple):
+        nothing = held is not None and held.get_nbytes() <= sys.getsizeof(None)
+        return nothing and str(key[0]).startswith("mpkit-")  # pyright: ignore[reportUnknownArgumentType]
+    return str(key).startswith("mpkit-") and not str(key).startswith("mpkit-job-")
 
 
 def _outcome_of(

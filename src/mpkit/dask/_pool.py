@@ -51,8 +51,8 @@ class TaskPool(mpkit.TaskPool):
             scheduler; None is the current client, which in a task is its worker's. (A task of Dask
             that makes a pool secedes until that ends: another one may have its thread.)
         **settings: ``shared``, ``options``, and the options of `options` one by one. A ``timeout`` ends the
-            worker if that has one thread, a nanny that replaces it, and no data but the
-            pool's; elsewhere the task fails, but its thread is busy until the call returns. ``seed`` is refused.
+            worker if that has one thread, a nanny that replaces it, and nothing of others that runs
+            or is kept there; elsewhere the task fails, but its thread is busy until the call returns. ``seed`` is refused.
 
     Raises:
         ImportError: `distributed` is not installed.

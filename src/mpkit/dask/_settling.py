@@ -214,8 +214,8 @@ class Settling:
         error = TaskTimeout(entry.task.name, entry.task.options.timeout or 0.0, pid)
         if not ends:
             error.add_note(
-                f"(process {pid} has other threads or data, or no nanny, and is not ended for this: "
-                "its thread goes on with the call, and takes no other one until that returns)"
+                f"(process {pid} has other threads, calls or data, or no nanny, and is not ended for "
+                "this: its thread goes on with the call, and takes no other one until that returns)"
             )
         self._recorder.task_lost(packet.lane, entry.task)
         self._failed(entry, error, crashed=True)
