@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
     from tests.cluster import Cluster
 
-pytest.importorskip("distributed")
+distributed: Any = pytest.importorskip("distributed")
 
-import mpkit.dask as mpkit
-from mpkit.dask import _link, _loop, _port, _state
+import mpkit.dask as mpkit  # noqa: E402  needs distributed
+from mpkit.dask import _link, _loop, _node, _port, _state  # noqa: E402
 
 
 @pytest.fixture
@@ -363,7 +364,7 @@ def test_an_address_is_enough(cluster: Cluster) -> None:
     assert there.recv(PATIENCE) == 1
     here.close()
     there.close()
-    _loop._opened.pop(cluster.address).close()
+    _loop._opened.pop((os.getpid(), cluster.address)).close()
 
 
 def test_a_client_that_is_closed_ends_its_channels(cluster: Cluster) -> None:
@@ -376,6 +377,60 @@ def test_a_client_that_is_closed_ends_its_channels(cluster: Cluster) -> None:
     with pytest.raises(mpkit.SchedulerLost):
         job.result(PATIENCE)
     here.close()
+
+
+def test_a_client_in_a_loop_that_goes_on_ends_its_channels_too(
+    cluster: Cluster, client: Any
+) -> None:
+    """As one that was made of a LocalCluster, which has the loop of that."""
+    with cluster.client(loop=client.loop) as another, another.as_current():
+        here, there = mpkit.channel(send=int, recv=int)
+        nobody, not_yet = mpkit.channel(send=int, recv=int)
+        job = mpkit.start(double, there)
+        assert here.request(1, PATIENCE) == 2
+        assert not nobody.poll()
+    for end in (here, nobody, not_yet):
+        with pytest.raises(mpkit.BrokenChannel, match="was closed"):
+            end.recv(PATIENCE)
+        end.close()
+    with pytest.raises(mpkit.SchedulerLost):
+        job.result(PATIENCE)
+
+
+def test_a_program_that_has_a_client_is_none_of_the_workers_in_its_process(
+    client: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = SimpleNamespace(status=distributed.Status.running, scheduler=None)
+    monkeypatch.setattr(distributed.Worker, "_instances", [worker])
+    assert _node.here().address is None
+    monkeypatch.setattr(distributed.Worker, "_initialized_clients", {client})
+    assert _node._worker() is worker  # a thread that a task has started
+
+
+def test_who_waits_no_more_is_forgotten(client: object) -> None:
+    async def ask_often() -> None:
+        for _ in range(3):
+            with pytest.raises(mpkit.ChannelTimeout):
+                await here.recv_async(timeout=0.001)
+        assert not here._link._futures
+
+    here, there = mpkit.channel(send=int, recv=int)
+    with here, there:
+        asyncio.run(ask_often())
+
+
+def test_at_exit_all_ends_have_one_time_together(
+    client: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadlines: list[tuple[bool, object]] = []
+    monkeypatch.setattr(
+        _port.Port, "_linger", lambda self, deadline: deadlines.append((self.closed, deadline))
+    )
+    kept = mpkit.channel(), mpkit.channel()
+    _port._close_all()
+    assert [end.closed for pair in kept for end in pair] == [True] * 4
+    assert len(deadlines) == 4
+    assert set(deadlines) == {(True, deadlines[0][1])}
 
 
 def test_wrong_arguments_fail_at_the_call(client: object) -> None:

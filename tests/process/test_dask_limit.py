@@ -314,7 +314,7 @@ def test_the_client_is_a_given_one_or_that_of_an_address(cluster: Cluster) -> No
                 assert not mpkit.limit(1, name=name, client=cluster.address).acquire(False)
             assert len(_loop._opened) == 1
         finally:
-            _loop._opened.pop(cluster.address).close()
+            _loop._opened.pop((os.getpid(), cluster.address)).close()
 
 
 def test_a_client_that_was_closed_is_told_and_another_one_found(cluster: Cluster) -> None:
@@ -363,6 +363,31 @@ def test_a_forked_child_is_told_that_it_has_no_client(client: Any, used: bool) -
         assert "is of the process that has forked this one" in here.recv()
         child.join(PATIENCE)
         assert child.exitcode == 0
+
+
+def of_an_address(semaphore: Semaphore, signal: Signal, answer: Any) -> None:
+    with semaphore:
+        answer.send((semaphore.available, signal.is_set()))
+
+
+def test_a_forked_child_has_a_client_of_its_own_for_an_address(cluster: Cluster) -> None:
+    context = multiprocessing.get_context("fork")
+    semaphore = mpkit.Semaphore(2, client=cluster.address)
+    flag = mpkit.Signal(client=cluster.address)
+    try:
+        flag.set()
+        here, there = context.Pipe(duplex=False)
+        with here, there, semaphore:
+            child = context.Process(target=of_an_address, args=(semaphore, flag, there))
+            child.start()
+            assert here.poll(PATIENCE)
+            assert here.recv() == (0, True)
+            child.join(PATIENCE)
+            assert child.exitcode == 0
+            assert semaphore.available == 1
+        flag.clear()
+    finally:
+        _loop._opened.pop((os.getpid(), cluster.address)).close()
 
 
 # asyncio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import multiprocessing
 import os
 import threading
 from typing import TYPE_CHECKING, Any
@@ -212,6 +213,52 @@ def test_wrong_arguments_fail_at_the_call(client: object) -> None:
         mpkit.start(where, threading.Lock())
     with pytest.raises(TypeError, match="makes none"):
         mpkit.Job()
+
+
+def in_a_fork(job: mpkit.Job[Any], answer: Any) -> None:
+    """Tell what comes of using the parent's client, in each of these ways."""
+    for use in (
+        lambda: mpkit.start(pow, 2, 3),
+        mpkit.channel,
+        mpkit.TaskPool,
+        job.result,
+        job.cancel,
+        lambda: asyncio.run(job._result_async()),
+    ):
+        try:
+            answer.send(use())
+        except RuntimeError as error:
+            answer.send(str(error))
+
+
+def test_a_forked_child_is_told_that_it_has_no_client(client: object) -> None:
+    context = multiprocessing.get_context("fork")
+    end, there = mpkit.channel(send=int, recv=int)
+    job = mpkit.start(echo, there)
+    mine, its = context.Pipe()
+    child = context.Process(target=in_a_fork, args=(job, its))
+    with mine, its, end:
+        child.start()
+        try:
+            for _ in range(6):
+                assert mine.poll(PATIENCE)
+                assert "make a Client here" in mine.recv()
+        finally:
+            child.kill()
+            child.join()
+    job.result(PATIENCE)
+
+
+def test_the_event_loop_of_the_client_cannot_wait_to_cancel_a_job(client: Any) -> None:
+    end, there = mpkit.channel(send=int, recv=int)
+    job = mpkit.start(echo, there)
+
+    async def cancel() -> bool:
+        return job.cancel()
+
+    with end, pytest.raises(RuntimeError, match=r"asyncio\.to_thread"):
+        client.sync(cancel)
+    job.result(PATIENCE)
 
 
 def test_without_a_client_nothing_is_started_and_ends_stay(cluster: Cluster) -> None:

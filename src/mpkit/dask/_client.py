@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distributed import Client
 
 _INSTALL = 'pip install "mpkit[dask]"'
+
+#: Which process uses a client.
+_users: weakref.WeakKeyDictionary[Client, int] = weakref.WeakKeyDictionary()
 
 
 def client_of(given: Client | str | None, *, for_asyncio: bool = False) -> Client:
@@ -20,7 +26,8 @@ def client_of(given: Client | str | None, *, for_asyncio: bool = False) -> Clien
     Raises:
         ImportError: `distributed` is not installed.
         OSError: there is no scheduler at the address.
-        RuntimeError: there is no current client.
+        RuntimeError: there is no current client; or it is that of the parent, from which this
+            process was forked.
         TypeError: this is neither a client nor an address.
         ValueError: the client was closed, or is for asyncio.
 
@@ -28,6 +35,7 @@ def client_of(given: Client | str | None, *, for_asyncio: bool = False) -> Clien
     distributed = _distributed()
     if isinstance(given, str):
         opened: Client = distributed.Client(given, set_as_default=False)
+        _users[opened] = os.getpid()
         return opened
     client: Any = _current(distributed) if given is None else given
     if not isinstance(client, distributed.Client):
@@ -40,7 +48,23 @@ def client_of(given: Client | str | None, *, for_asyncio: bool = False) -> Clien
     if client.status in ("closing", "closed"):
         raise ValueError(f"{client!r} was closed: give one that is running")
     found: Client = client
+    if not client.asynchronous:
+        check_process(found)
+    _users.setdefault(found, os.getpid())
     return found
+
+
+def check_process(client: Client) -> None:
+    """Raise in a forked child, where nobody runs the event loop of its parent's client.
+
+    For a thread that does not run that loop itself. So somebody else has to; of a fork only one
+    thread is left.
+    """
+    if _users.get(client) not in (None, os.getpid()) or threading.active_count() == 1:
+        raise RuntimeError(
+            f"{client!r} is of the process that has forked this one, where its connection and "
+            "its threads are: make a Client here"
+        )
 
 
 def secede() -> bool:

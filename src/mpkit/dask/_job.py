@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Self, TypeVar
 from mpkit import _call, _outcome, _pickling, _reader
 from mpkit._errors import NotPicklable, ResultTimeout, SchedulerLost, WorkerDied
 from mpkit.dask import _arrival, _broker, _message, _node
-from mpkit.dask._client import client_of
+from mpkit.dask._client import check_process, client_of
+from mpkit.dask._loop import patience
 from mpkit.dask._node import dask
 
 if TYPE_CHECKING:
@@ -140,23 +141,29 @@ class Job(Generic[R_co]):
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the call has ended, at most ``timeout`` seconds; tell if it has."""
-        _node.check_thread(self._client, self._what)
-        concurrent.futures.wait([self._came], timeout)
+        if self.is_alive():
+            _node.check_thread(self._client, self._what)
+            concurrent.futures.wait([self._came], timeout)
         return self._came.done()
 
     def cancel(self) -> bool:
         """Have the call not begin; tell whether it will not.
 
-        Raises SchedulerLost if the cluster cannot be asked.
+        Raises:
+            SchedulerLost: the cluster cannot be asked, or did not answer within
+                ``distributed.comm.timeouts.connect`` (30 s).
+            RuntimeError: this is the event loop of the client, or a forked child.
+
         """
         if self._cancelled:
             return True
         if not self.is_alive():
             return False
+        _node.check_thread(self._client, self._what)
         try:
             # Who asks first has it: the worker that would begin, or we.
             begin = getattr(self._client.scheduler, _broker.BEGIN)
-            mine: bool = self._client.sync(begin, key=self._key)
+            mine: bool = self._client.sync(begin, key=self._key, callback_timeout=patience())
         except (OSError, AttributeError) as error:
             raise self._lost(str(error)) from error
         if mine:
@@ -199,11 +206,13 @@ class Job(Generic[R_co]):
         return self._result_async().__await__()
 
     async def _result_async(self) -> R_co:
+        if self.is_alive() and not self._client.asynchronous:
+            check_process(self._client)
         await asyncio.wait({asyncio.wrap_future(self._came)})
         return self.result()
 
     def _opened(self, timeout: float | None) -> tuple[R_co | None, BaseException | None]:
-        if not self._came.done() and not self.join(timeout):
+        if not self.join(timeout):
             raise ResultTimeout(self._what, timeout or 0.0)
         with self._opening:
             if self._outcome is None:

@@ -49,6 +49,8 @@ class Link(State):
         self._visitor: asyncio.Future[Any] | None = None
         #: Whether it came from there.
         self._hosts = False
+        #: Whether the scheduler is gone.
+        self._alone = False
         self._task: asyncio.Task[None] | None = None
 
     def _live_on(self) -> None:
@@ -65,8 +67,11 @@ class Link(State):
         end: EndOfChannel | BrokenChannel = BrokenChannel(
             self.label, "the worker or client that it belongs to was closed"
         )
+        assert self._task is not None
         try:
-            end = PeerDied(self.label, None, await self._meet(node))
+            # If the scheduler has ended, and then the client for that reason, this goes on.
+            with node.cancelling(self._task, lambda: not self._alone):
+                end = PeerDied(self.label, None, await self._meet(node))
         except OSError as error:
             end = BrokenChannel(self.label, f"the scheduler cannot be reached: {error}")
         except Exception as error:
@@ -172,6 +177,7 @@ class Link(State):
                 try:
                     said = await scheduler.read()
                 except OSError:
+                    self._alone = True
                     return Gone("lost", "the scheduler is gone, by which ends meet")
                 if said["op"] == "listen":
                     listener = await node.listen(_visited_alone)

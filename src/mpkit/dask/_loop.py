@@ -16,12 +16,11 @@ import math
 import os
 import sys
 import threading
-import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mpkit._errors import SchedulerLost
-from mpkit.dask._client import client_of
+from mpkit.dask._client import check_process, client_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
@@ -34,25 +33,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The clients of addresses, for as long as the process lives. Held: `_guard`.
-_opened: dict[str, Client] = {}
+#: The clients of addresses, for as long as the process lives, and of which process they are: a
+#: forked child makes its own, and keeps its parent's from being closed. Held: `_guard`.
+_opened: dict[tuple[int, str], Client] = {}
 _guard = threading.Lock()
-
-#: Which process uses a client.
-_users: weakref.WeakKeyDictionary[Client, int] = weakref.WeakKeyDictionary()
 
 
 def client_for(given: Client | str | None) -> Client:
     """Return what `client_of` does, but one client for all that give an address."""
     if isinstance(given, str):
         with _guard:
-            client = _opened.get(given)
+            ours = os.getpid(), given
+            client = _opened.get(ours)
             if client is None or ended(client):
-                client = _opened[given] = client_of(given)
-    else:
-        client = client_of(given, for_asyncio=True)
-    _users.setdefault(client, os.getpid())
-    return client
+                client = _opened[ours] = client_of(given)
+            return client
+    return client_of(given, for_asyncio=True)
 
 
 def client_again(known: Client | None, given: Client | str | None) -> Client:
@@ -62,7 +58,7 @@ def client_again(known: Client | None, given: Client | str | None) -> Client:
         SchedulerLost: it is not, and there is no other.
 
     """
-    if known is not None and not ended(known):
+    if known is not None and not ended(known) and not isinstance(given, str):
         return known
     try:
         return client_for(given)
@@ -181,12 +177,7 @@ class _Call(Generic[T]):
     """A question in the loop of a client, for somebody elsewhere."""
 
     def __init__(self, client: Client, question: Question[T], undo: Callable[[T], object]) -> None:
-        # Somebody has to run the loop, and it is not this thread. (Of a fork only one is left.)
-        if _users.get(client) not in (None, os.getpid()) or threading.active_count() == 1:
-            raise RuntimeError(
-                f"{client!r} is of the process that has forked this one, where its connection and "
-                "its threads are: make a Client here"
-            )
+        check_process(client)
         self.answer: Future[T] = Future()
         self.answer.set_running_or_notify_cancel()  # so that who awaits it cannot cancel it
         self._question = question

@@ -8,11 +8,11 @@ import importlib
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from mpkit.dask._client import client_of
-from mpkit.dask._loop import asking
+from mpkit.dask._client import check_process, client_of
+from mpkit.dask._loop import asking, ended
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
     from distributed import Client, Worker
 
@@ -62,6 +62,28 @@ class Node:
             address, handle, **self._owner.security.get_listen_args(self._role)
         )
 
+    @contextlib.contextmanager
+    def cancelling(self, task: asyncio.Task[Any], ask: Callable[[], bool]) -> Generator[None]:
+        """Cancel ``task`` if the client is closed in the block, and ``ask()`` is true then.
+
+        That ends all by itself only if the client has a loop of its own: one that was made of a
+        `LocalCluster` has the cluster's, which goes on. (A worker's end is told by the scheduler.)
+        """
+        # Dask has no hook for it: this is the task that hears the scheduler, as long as it is used.
+        hearing: Any = getattr(self._owner, "_handle_report_task", None)
+
+        def heard(_: object) -> None:
+            if ended(self._owner) and ask():
+                task.cancel()
+
+        if hearing is not None:
+            hearing.add_done_callback(heard)
+        try:
+            yield
+        finally:
+            if hearing is not None:
+                hearing.remove_done_callback(heard)
+
     def receive(self, visited: Callable[[Any, str, int], Awaitable[Any]]) -> None:
         """Have the worker's server pass on who visits it."""
         if self.address is not None:
@@ -86,7 +108,11 @@ def _worker() -> Worker | None:
         found: Worker = worker.get_worker()
         return found
     # In a thread that a task has started, or in the finalizer of one's object. Several are in
-    # one process in a LocalCluster without processes only: then any of them will do.
+    # one process in a LocalCluster without processes only: then any of them will do. But in such
+    # a process the program has a client of its own, and is not any of the workers.
+    with contextlib.suppress(ValueError):
+        if dask("distributed").Client.current() not in worker.Worker._initialized_clients:
+            return None
     running = [one for one in list(worker.Worker._instances) if one.status.name == "running"]
     return running[0] if running else None
 
@@ -114,10 +140,14 @@ def have_broker(client: Client) -> None:
 
 
 def check_thread(client: Any, what: str) -> None:
-    """Raise in the client's event loop, which cannot wait for what it has to bring itself."""
+    """Raise where one would wait for ever: in the client's event loop, or in a forked child."""
     try:
         own = asyncio.get_running_loop() is client.loop.asyncio_loop
     except RuntimeError:
-        return
+        own = False
     if own:
-        raise RuntimeError(f"{what} is waited for in the event loop of its client: await it")
+        raise RuntimeError(
+            f"{what} is waited for in the event loop of its client: await it, or use "
+            "asyncio.to_thread"
+        )
+    check_process(client)

@@ -69,14 +69,20 @@ class Port:
         that has not come to its place yet: what is left to be sent is sent in the background, as
         long as this process and its client live.
         """
+        if self._say_goodbye():
+            self._linger(Deadline(_LINGER))
+
+    def _say_goodbye(self) -> bool:
+        """Close this end, and wait for nobody; tell whether there is something to wait for."""
         if self._gone is not None or self._owner != os.getpid():
-            return
+            return False
         self._attach()
         self._gone = ChannelClosed(self._link.label)
         self._link.close()
-        if self._link.in_own_loop():
-            return
-        deadline = Deadline(_LINGER)
+        return not self._link.in_own_loop()
+
+    def _linger(self, deadline: Deadline) -> None:
+        """Wait until the other end has heard all."""
         with self._link.changed:
             while self._link.says_goodbye() and not deadline.passed():
                 self._link.wait(deadline)
@@ -144,7 +150,10 @@ class Port:
                 if found is not None or deadline.passed():
                     return found
                 future = link.future()
-            await asyncio.wait({future}, timeout=deadline.left())
+            try:
+                await asyncio.wait({future}, timeout=deadline.left())
+            finally:
+                link.forget(future)
 
     def _begin(self) -> None:
         self._check()
@@ -234,8 +243,10 @@ def _register() -> None:
 
 
 def _close_all() -> None:
-    for end in list(_open):
-        end.close()
+    left = [end for end in list(_open) if end._say_goodbye()]
+    deadline = Deadline(_LINGER)  # for all of them together
+    for end in left:
+        end._linger(deadline)
 
 
 class _Left(ChannelMoved):

@@ -43,7 +43,7 @@ class State:
         self.label = label
         #: Guards all that follows. Re-entrant, for signal handlers.
         self.changed: threading.Condition = threading.Condition(threading.RLock())
-        self._futures: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._futures: dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
         self._outbox: deque[Frames] = deque()
         self._inbox: deque[Frames] = deque()
         #: Bytes that were sent, and of these the ones that the other end has taken out.
@@ -147,8 +147,13 @@ class State:
         """Return what is done at the next change, in the running loop; the caller has the lock."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        self._futures.append((loop, future))
+        self._futures[future] = loop
         return future
+
+    def forget(self, future: asyncio.Future[None]) -> None:
+        """Have nobody wait for it any more."""
+        with self.changed:
+            self._futures.pop(future, None)
 
     def in_own_loop(self) -> bool:
         """Tell whether this thread is the one that the connection needs."""
@@ -168,8 +173,8 @@ class State:
     def _tell(self) -> None:
         """Tell all who wait of a change; the caller has the lock."""
         self.changed.notify_all()
-        futures, self._futures = self._futures, []
-        for loop, future in futures:
+        futures, self._futures = self._futures, {}
+        for future, loop in futures.items():
             with contextlib.suppress(RuntimeError):  # closed: nobody waits there any more
                 loop.call_soon_threadsafe(_finish, future)
 
