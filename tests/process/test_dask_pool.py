@@ -96,6 +96,18 @@ def test_what_waits_behind_a_long_call_does_not_need_dask_to_move_it(
         assert all(task.result(PATIENCE) for task in tasks[:20] + tasks[21:])
         assert not tasks[20].done()
         gate.open()
+        tasks[20].result(PATIENCE)
+        pool.close()
+        assert pool.join(PATIENCE)
+        # What was taken back was refused by then, without a word. Who closes the cluster now does
+        # not break into it, of which its worker would complain.
+        assert not any(client.run(executing).values())
+        assert "Compute Failed" not in cluster.logs()
+
+
+def executing(dask_worker: Any) -> list[str]:
+    """Return what a worker is at."""
+    return [str(task.key) for task in dask_worker.state.executing]
 
 
 def test_what_was_done_before_a_long_call_is_told(cluster_of_one: Cluster, tmp_path: Path) -> None:

@@ -94,18 +94,18 @@ class Claims(SchedulerPlugin):
 
     # asked by workers
 
-    def claim(self, pool: str, number: int, worker: str, pid: int) -> str:
-        """Have a worker begin with a packet, if this returns nothing; or say why it must not."""
+    def claim(self, pool: str, number: int, worker: str, pid: int) -> bool:
+        """Have a worker begin with a packet, if this returns True.
+
+        Not, if the pool has ended, the worker is none of the cluster's any more, or the packet was
+        begun or taken back before.
+        """
         known = self._pools.get(pool)
-        if known is None:
-            return "its pool has ended"
         worker = self._scheduler.coerce_address(worker)  # it may call itself by a name
-        if worker not in self._scheduler.workers:
-            return "its worker is none of the cluster's any more"
-        if not known.take(number):
-            return "it has begun before"
+        if known is None or worker not in self._scheduler.workers or not known.take(number):
+            return False
         known.running[number] = worker, pid
-        return ""
+        return True
 
     def report(self, pool: str, number: int, worker: str, last: bool, **what: Any) -> None:
         """Pass on to the pool what became of a packet's calls; ``last`` ends the claim."""

@@ -233,10 +233,15 @@ class DaskEngine:
         """Let Dask hear of the last packets, too: a worker that is closed before that complains."""
         deadline = Deadline(_SEE_OFF)
         try:
-            while any(not packet.late for packet in self._ledger.packets()):
+            while self._is_to_hear():
                 self._handle(self._mailbox.get(timeout=deadline.left()))
         except queue.Empty:  # it has died, say, and left nobody to run them
             return
+
+    def _is_to_hear(self) -> bool:
+        late = [packet.late for packet in self._ledger.packets()]
+        # What was taken back may be behind one that is late.
+        return not all(late) or (self._settling.waits_for_refusals and not late)
 
     def _take_mail(self) -> None:
         """Wait for mail, and do what all of it says."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import distributed
 
 from mpkit import _outcome, _parcel, _reader
-from mpkit._errors import MpkitError, NotPicklable
+from mpkit._errors import NotPicklable
 from mpkit._worker import chunks, packing, shared
 from mpkit.dask import _arrival, _claims, _message
 
@@ -100,22 +100,15 @@ class SharedThere:
         """Dask frees it when the pool has ended."""
 
 
-class NotClaimedError(MpkitError):
-    """A packet must not be run here."""
-
-    def __init__(self, packet: str, why: str) -> None:
-        super().__init__(packet, why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"{self.args[0]} is not run here: {self.why}"
-
-
 def run(pool: str, number: int, packed: bytes, *beside: Any) -> list[Outcome] | None:
-    """Run a packet, if it is not claimed by another worker; return outcomes too large to report."""
+    """Run a packet, if it is not claimed by another worker; return outcomes too large to report.
+
+    One that was claimed before is passed over without a word: whatever a task of Dask raises, its
+    worker logs. The pool knows by the reports, of which there are none.
+    """
     worker: Any = distributed.get_worker()
     claim = getattr(worker.scheduler, f"{_claims.NAME}-claim")
-    why_not = distributed.sync(
+    granted = distributed.sync(
         worker.loop,
         claim,
         pool=pool,
@@ -123,8 +116,8 @@ def run(pool: str, number: int, packed: bytes, *beside: Any) -> list[Outcome] | 
         worker=worker.contact_address,
         pid=os.getpid(),
     )
-    if why_not:
-        raise NotClaimedError(f"packet {number} of {pool}", why_not)
+    if not granted:
+        return None
     packet: Packet = pickle.loads(packed)
     return _Run(worker, pool, number, packet, beside).run()
 

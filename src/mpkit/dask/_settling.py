@@ -25,6 +25,9 @@ _MOST_IN_VAIN: Final = 5
 #: Seconds to send nothing, after what was sent could not be taken. (A worker that has just died
 #: is one of the cluster's until that is noticed.)
 _REST: Final = 0.5
+#: How many packets that were taken back to leave with Dask. (Arbitrary: those before have long been
+#: refused, or wait behind a call that takes so long.)
+_MOST_LEAVING: Final = 16
 
 
 class Settling:
@@ -35,6 +38,8 @@ class Settling:
         self._cluster = cluster
         self._lanes = lanes
         self._recorder = lanes.recorder
+        #: Packets that were taken back, while Dask may be about to have them refused: the latest.
+        self._leaving: dict[int, Sent] = {}
         #: Nothing is tried again, and nothing waits any more.
         self._ends = False
 
@@ -60,7 +65,7 @@ class Settling:
             behind = self._ledger.packet(number)
             if behind is not None:
                 self._ledger.give_back(behind, 0, event["workers"])
-                self.drop(behind)
+                self._see_leave(behind)
         packet = self._ledger.packet(event.get("number", -1))
         if packet is None:
             return
@@ -73,6 +78,9 @@ class Settling:
 
     def ended(self, ended: Ended) -> BaseException | None:
         """Dask has done with a packet. Returns an error, if there is no scheduler any more."""
+        leaving = self._leaving.pop(ended.number, None)
+        if leaving is not None:
+            self._let_go(leaving)
         packet = self._ledger.packet(ended.number)
         if packet is None:  # it was taken back, or lost
             return None
@@ -82,8 +90,8 @@ class Settling:
         error = ended.error
         if error is None:
             self._settle_all(packet, ended.outcomes or [])
-            self._lose(packet, "its worker has not said what became of it")
-        elif isinstance(error, _packet.NotClaimedError):
+            # What is left was not reported by the one that ran it: Dask has then run it again, in
+            # vain, as it is claimed.
             self._lose(packet, "the worker that had begun with it was lost")
         else:
             return self._went_wrong(packet, error)
@@ -156,9 +164,25 @@ class Settling:
     def drop(self, packet: Sent) -> None:
         """Have Dask forget a packet, if it has not."""
         if self._ledger.drop(packet):
-            self._cluster.let_go(packet.larges)
-            if packet.future is not None:
-                packet.future.release()
+            self._let_go(packet)
+
+    def _let_go(self, packet: Sent) -> None:
+        self._cluster.let_go(packet.larges)
+        if packet.future is not None:
+            packet.future.release()
+
+    @property
+    def waits_for_refusals(self) -> bool:
+        """Whether there are packets that were taken back, and of which Dask has not said more."""
+        return bool(self._leaving)
+
+    def _see_leave(self, packet: Sent) -> None:
+        """As `drop`, of a packet with which a worker may be about to begin."""
+        # Dask would have that worker forget it, and not say when it has done so.
+        if self._ledger.drop(packet):
+            self._leaving[packet.number] = packet
+            if len(self._leaving) > _MOST_LEAVING:
+                self._let_go(self._leaving.pop(next(iter(self._leaving))))
 
     # what becomes of tasks
 
@@ -270,6 +294,8 @@ class Settling:
         self._close()
         for packet in self._ledger.packets():
             self.drop(packet)
+        for packet in self._leaving.values():
+            self._let_go(packet)
         self._cluster.forget()
 
     def _close(self) -> set[int] | None:
