@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 pytest.importorskip("distributed")
 
+from distributed.comm import CommClosedError
+
 import mpkit.dask as mpkit
 from mpkit.dask import _job, _link
 
@@ -213,6 +215,18 @@ def test_wrong_arguments_fail_at_the_call(client: object) -> None:
         mpkit.start(where, threading.Lock())
     with pytest.raises(TypeError, match="makes none"):
         mpkit.Job()
+
+
+def test_a_result_that_is_lost_on_its_way_is_told_as_that(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lose(*args: object, **kwargs: object) -> None:
+        raise CommClosedError("reset")
+
+    monkeypatch.setattr(client, "_gather", lose)
+    with pytest.raises(mpkit.SchedulerLost, match="what became of job pow .*reset") as told:
+        mpkit.start(pow, 2, 3).result(PATIENCE)
+    assert isinstance(told.value.__cause__, CommClosedError)
 
 
 def in_a_fork(job: mpkit.Job[Any], answer: Any) -> None:

@@ -281,6 +281,10 @@ class Job(Generic[R_co]):
                 return self._lost("the client was closed, or has lost the scheduler")
             why = f"the cluster has dropped it: {failure}"
             return WorkerDied(self._what, None, None, why)
+        if isinstance(failure, OSError):  # the result, or the question to begin, was under way
+            unknown = self._lost(str(failure))
+            unknown.__cause__ = failure
+            return unknown
         failure.add_note(f"(from Dask, which could not run {self._what})")
         return failure
 
