@@ -19,7 +19,7 @@ import dask
 
 import mpkit.dask as mpkit
 from mpkit._platform import memory
-from tests.dask_work import hold, new_name, until_waiting, waiting
+from tests.dasklimits import hold, new_name, until_waiting, waiting
 from tests.support import PATIENCE, Inside, until
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ distributed: Any = pytest.importorskip("distributed")
 import mpkit.dask as mpkit  # noqa: E402  needs distributed
 from mpkit.dask import _loop  # noqa: E402
 from mpkit.dask._leases import leases_of  # noqa: E402
-from tests.dask_work import hold, new_name, until_waiting, waiting  # noqa: E402
+from tests.dasklimits import hold, new_name, until_waiting, waiting  # noqa: E402
 from tests.support import PATIENCE, copied, until  # noqa: E402
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ distributed: Any = pytest.importorskip("distributed")
 
 import mpkit.dask as mpkit  # noqa: E402  needs distributed
 from mpkit.dask import _signal  # noqa: E402
-from tests.dask_work import new_name  # noqa: E402
+from tests.dasklimits import new_name  # noqa: E402
 from tests.support import PATIENCE, copied, until  # noqa: E402
 
 if TYPE_CHECKING:

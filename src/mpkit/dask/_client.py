@@ -32,7 +32,7 @@ def client_of(given: Client | str | None, *, for_asyncio: bool = False) -> Clien
         ValueError: the client was closed, or is for asyncio.
 
     """
-    distributed = _distributed()
+    distributed = dask_distributed()
     if isinstance(given, str):
         opened: Client = distributed.Client(given, set_as_default=False)
         _users[opened] = os.getpid()
@@ -73,7 +73,7 @@ def secede() -> bool:
     Tells whether there is one, and its thread is to `rejoin` when it has waited. Without that,
     tasks that wait for others could have all threads of a cluster.
     """
-    distributed = _distributed()
+    distributed = dask_distributed()
     try:
         distributed.secede()
     # In this order: no task of Dask's runs this; it is a coroutine; it has seceded before.
@@ -84,10 +84,11 @@ def secede() -> bool:
 
 def rejoin() -> None:
     """Be one of the worker's threads again, as soon as another one has done with its task."""
-    _distributed().rejoin()
+    dask_distributed().rejoin()
 
 
-def _distributed() -> Any:
+def dask_distributed() -> Any:
+    """Return the module `distributed`, which has few types, or say how to install it."""
     try:
         import distributed  # noqa: PLC0415  an extra; and slow to import
     except ImportError as error:

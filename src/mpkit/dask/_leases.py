@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mpkit._errors import LeaseLost, LimitMismatch, WouldDeadlock
 from mpkit._platform.clocks import seconds
 from mpkit._wait import Deadline
+from mpkit.dask._client import dask_distributed
 from mpkit.dask._loop import asking, duration, lost, patience
 
 if TYPE_CHECKING:
@@ -62,9 +63,6 @@ class Leases:
 
     def __init__(self, client: Client, key: str, slots: int, place: str) -> None:
         """Have none yet. To be made in the loop of ``client``."""
-        import distributed as half_typed  # noqa: PLC0415  an extra
-
-        distributed: Any = half_typed
         self.pid = os.getpid()
         #: For how long the scheduler keeps a slot of which it hears nothing. It has what the first
         #: one who used the semaphore was configured with.
@@ -76,7 +74,7 @@ class Leases:
         self._held: list[Holding] = []
         self._line = asyncio.Lock()
         self._tasks: set[asyncio.Future[Any]] = set()
-        self._dask = distributed.Semaphore(
+        self._dask = dask_distributed().Semaphore(
             max_leases=slots,
             name=key,
             scheduler_rpc=_Scheduler(client.scheduler, self._held, client.id),
@@ -349,10 +347,7 @@ def read_label(noted: str) -> tuple[int, str, float, str] | None:
 
 
 def _process(client: str) -> str:
-    import distributed as half_typed  # noqa: PLC0415  an extra
-
-    distributed: Any = half_typed
     try:
-        return str(distributed.get_worker().address)
+        return str(dask_distributed().get_worker().address)
     except ValueError:
         return client

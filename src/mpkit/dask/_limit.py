@@ -154,7 +154,7 @@ class Semaphore:
     def available(self) -> int:
         """How many slots are free at this moment, as the scheduler knows."""
         client = self._found()
-        return ask(client, lambda: self._free(client), _nothing)
+        return ask(client, lambda: self._free(client))
 
     @property
     def key(self) -> str:
@@ -215,7 +215,7 @@ class Semaphore:
 
         """
         client, owners = self._used(), (threading.get_ident(), current_task())
-        ask(client, lambda: self._give(client, *owners), _nothing)
+        ask(client, lambda: self._give(client, *owners))
 
     def __enter__(self) -> Self:
         if not self.acquire(True, self._timeout):
@@ -230,7 +230,7 @@ class Semaphore:
     ) -> None:
         client, owner = self._used(), threading.get_ident()
         with _Beside(error):
-            ask(client, lambda: self._give(client, owner), _nothing)
+            ask(client, lambda: self._give(client, owner))
 
     async def __aenter__(self) -> Self:
         if not await self.acquire_async(self._timeout):
@@ -245,7 +245,7 @@ class Semaphore:
     ) -> None:
         client, owner = self._used(), current_task()
         with _Beside(error):
-            await ask_async(client, lambda: self._give(client, owner), _nothing)
+            await ask_async(client, lambda: self._give(client, owner))
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Decorate ``function``: each call of it holds a slot.
@@ -264,7 +264,7 @@ class Semaphore:
 
         """
         client = self._found()
-        return ask(client, lambda: self._holders(client), _nothing)
+        return ask(client, lambda: self._holders(client))
 
     def __reduce__(self) -> tuple[Callable[..., Semaphore], tuple[object, ...]]:
         return Semaphore._of, (self._count, self._key, self._place, self._timeout)
@@ -388,10 +388,6 @@ def limit(
 def _holder(noted: str) -> Holder:
     told = read_label(noted)
     return Holder(-1, "distributed.Semaphore", math.nan, "") if told is None else Holder(*told)
-
-
-def _nothing(answer: object) -> None:
-    """Undo nothing."""
 
 
 class _Beside:

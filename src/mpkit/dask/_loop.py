@@ -98,20 +98,21 @@ def duration(setting: str) -> float:
     return math.inf if value == "inf" else float(parse(value))
 
 
-def ask(client: Client, question: Question[T], undo: Callable[[T], object]) -> T:
+def ask(client: Client, question: Question[T], undo: Callable[[T], object] | None = None) -> T:
     """Return the answer to a question, in a thread that waits for it.
 
     Args:
         client: in whose loop it runs.
         question: it.
-        undo: is called there with an answer that nobody waits for any more.
+        undo: is called there with an answer that nobody waits for any more; None if that may
+            stay as it is.
 
     Raises:
         RuntimeError: this thread runs that loop, and so would wait for itself. Or the loop is
             that of the parent, from which this process was forked.
 
     """
-    if _runs_here(client):
+    if runs_here(client):
         raise RuntimeError(
             f"this thread runs the event loop of {client!r}, and cannot wait for an answer that "
             "comes through it: use `await` or `async with`, or asyncio.to_thread"
@@ -127,9 +128,11 @@ def ask(client: Client, question: Question[T], undo: Callable[[T], object]) -> T
     return call.answer.result()
 
 
-async def ask_async(client: Client, question: Question[T], undo: Callable[[T], object]) -> T:
+async def ask_async(
+    client: Client, question: Question[T], undo: Callable[[T], object] | None = None
+) -> T:
     """Return the answer to a question, in a coroutine of any loop. As `ask`."""
-    if _runs_here(client):
+    if runs_here(client):
         return await question()
     call = _Call(client, question, undo)
     try:
@@ -160,7 +163,8 @@ def lost(client: Client, what: str, why: str) -> SchedulerLost:
     return SchedulerLost(what, "?" if scheduler is None else str(scheduler.address), why)
 
 
-def _runs_here(client: Client) -> bool:
+def runs_here(client: Client) -> bool:
+    """Tell whether this thread runs the loop of a client, and so cannot wait for it."""
     try:
         return asyncio.get_running_loop() is _loop(client)
     except RuntimeError:  # none runs in this thread
@@ -176,7 +180,9 @@ def _loop(client: Client) -> asyncio.AbstractEventLoop:
 class _Call(Generic[T]):
     """A question in the loop of a client, for somebody elsewhere."""
 
-    def __init__(self, client: Client, question: Question[T], undo: Callable[[T], object]) -> None:
+    def __init__(
+        self, client: Client, question: Question[T], undo: Callable[[T], object] | None
+    ) -> None:
         check_process(client)
         self.answer: Future[T] = Future()
         self.answer.set_running_or_notify_cancel()  # so that who awaits it cannot cancel it
@@ -208,7 +214,7 @@ class _Call(Generic[T]):
             self.answer.set_exception(error)
         else:
             self.answer.set_result(task.result())
-            if self._left:
+            if self._left and self._undo is not None:
                 self._undo(task.result())
 
     def _leave(self) -> None:
@@ -218,5 +224,5 @@ class _Call(Generic[T]):
         self._left = True
         if not task.done():
             task.cancel()
-        elif self.answer.done() and self.answer.exception() is None:
+        elif self.answer.done() and self.answer.exception() is None and self._undo is not None:
             self._undo(self.answer.result())

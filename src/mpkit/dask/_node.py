@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from mpkit.dask._client import check_process, client_of
-from mpkit.dask._loop import asking, ended
+from mpkit.dask._loop import asking, ended, runs_here
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -141,11 +141,7 @@ def have_broker(client: Client) -> None:
 
 def check_thread(client: Any, what: str) -> None:
     """Raise where one would wait for ever: in the client's event loop, or in a forked child."""
-    try:
-        own = asyncio.get_running_loop() is client.loop.asyncio_loop
-    except RuntimeError:
-        own = False
-    if own:
+    if runs_here(client):
         raise RuntimeError(
             f"{what} is waited for in the event loop of its client: await it, or use "
             "asyncio.to_thread"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _wait
 from mpkit._signal import check_name
+from mpkit.dask._client import dask_distributed
 from mpkit.dask._loop import ask, ask_async, asking, check_client, client_again, patience
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Signal:
 
         """
         client = self._found()
-        ask(client, lambda: _asked(client, self._key, "set"), _nothing)
+        ask(client, lambda: _asked(client, self._key, "set"))
 
     def clear(self) -> None:
         """Unset it: who waits from now on, waits for the next `set`.
@@ -101,7 +102,7 @@ class Signal:
 
         """
         client = self._found()
-        ask(client, lambda: _asked(client, self._key, "clear"), _nothing)
+        ask(client, lambda: _asked(client, self._key, "clear"))
 
     def is_set(self) -> bool:
         """Tell whether it is set.
@@ -111,7 +112,7 @@ class Signal:
 
         """
         client = self._found()
-        return ask(client, lambda: _is_set(client, self._key), _nothing)
+        return ask(client, lambda: _is_set(client, self._key))
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until it is set, for ``timeout`` seconds at most; tell whether it was set.
@@ -128,14 +129,14 @@ class Signal:
         """
         _wait.check_timeout(timeout)
         client = self._found()
-        return ask(client, lambda: _wait_for(client, self._key, timeout), _nothing)
+        return ask(client, lambda: _wait_for(client, self._key, timeout))
 
     def __await__(self) -> Generator[Any, None, bool]:
         return self._wait_async().__await__()
 
     async def _wait_async(self) -> bool:
         client = self._found()
-        return await ask_async(client, lambda: _wait_for(client, self._key, None), _nothing)
+        return await ask_async(client, lambda: _wait_for(client, self._key, None))
 
     def _found(self) -> Client:
         self._client = client_again(self._client, self._given)
@@ -154,13 +155,10 @@ class Signal:
 
 async def _asked(client: Client, key: str, method: str, **options: object) -> Any:
     """Call a method of Dask's event."""
-    import distributed as half_typed  # noqa: PLC0415  an extra
-
-    distributed: Any = half_typed
     found: Any = client
     with asking(client, f"the signal was not asked to {method}"):
         await found  # one for asyncio may be just connecting
-        event = distributed.Event(f"mpkit-{key}", client=client)
+        event = dask_distributed().Event(f"mpkit-{key}", client=client)
         return await getattr(event, method)(**options)
 
 
@@ -231,7 +229,3 @@ _crowds: weakref.WeakKeyDictionary[Client, dict[str, _Crowd]] = weakref.WeakKeyD
 def _crowd(client: Client, key: str) -> _Crowd:
     crowds = _crowds.setdefault(client, {})
     return crowds.get(key) or crowds.setdefault(key, _Crowd(client, key))
-
-
-def _nothing(answer: object) -> None:
-    """Undo nothing."""
