@@ -35,7 +35,8 @@ class TaskPool(mpkit.TaskPool):
     so, whatever Dask does with tasks of its own; one with which no worker had begun runs
     elsewhere. With a worker, of each of its threads the calls are lost that went to it together
     and were not reported: short ones, of some 20 ms in all, or one that takes longer. A worker that
-    leaves (as adaptive clusters have them do) is like one that dies. One that
+    leaves is like one that dies. (Adaptive clusters let those leave that have nothing to do; but they
+    do not grow by what waits in a pool, which they do not see: give them a ``minimum``.) One that
     is cut off from the scheduler is dead to the pool when it is to Dask (see
     ``distributed.scheduler.worker-ttl``). What it still reports is not heard; but what it runs may go
     on, and with ``retries`` run a second time meanwhile.
