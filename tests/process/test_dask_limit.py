@@ -527,6 +527,18 @@ def test_a_semaphore_that_nobody_has_is_renewed_no_more(client: Any) -> None:
     until(lambda: not renewal.is_running())
 
 
+def test_after_its_client_was_closed_it_is_renewed_no_more(
+    cluster: Cluster, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if the loop of that goes on, and so with what Dask does again and again."""
+    with cluster.client(loop=client.loop) as another:
+        semaphore = mpkit.Semaphore(1, client=another)
+        assert semaphore.acquire()
+    assert semaphore._leases is not None
+    client.sync(semaphore._leases._dask._refresh_leases)
+    assert "not renewed" not in caplog.text
+
+
 def test_what_has_a_name_is_opened_once_for_a_client(client: Any) -> None:
     name = new_name()
 

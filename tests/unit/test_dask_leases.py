@@ -17,9 +17,13 @@ pytest.importorskip("distributed")
 
 
 class FakeScheduler:
-    """Answers a question when it is told to; notes what it was asked, and when."""
+    """Answers a question when it is told to; notes what it was asked, and when. And its client."""
+
+    id = "Client-1"
+    status = "running"
 
     def __init__(self) -> None:
+        self.scheduler = self
         self.asked: list[tuple[str, Any]] = []
         self.answers: list[asyncio.Future[Any]] = []
         self.other = "of the connection itself"
@@ -62,7 +66,8 @@ async def settle() -> None:
 async def with_slots(*names: str) -> tuple[Any, FakeScheduler, list[Holding], list[str]]:
     """Return the order keeper, with slots taken under these names, and what they are called."""
     scheduler, held = FakeScheduler(), list[Holding]()
-    keeper = _leases._Scheduler(scheduler, held, "Client-1")
+    client: Any = scheduler
+    keeper = _leases._Scheduler(client, held)
     for name in names:
         taking = asyncio.ensure_future(keeper.semaphore_acquire(name="s", timeout=0, lease_id=name))
         await settle()

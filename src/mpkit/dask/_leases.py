@@ -34,7 +34,7 @@ from mpkit._errors import LeaseLost, LimitMismatch, WouldDeadlock
 from mpkit._platform.clocks import seconds
 from mpkit._wait import Deadline
 from mpkit.dask._client import dask_distributed
-from mpkit.dask._loop import asking, duration, lost, patience
+from mpkit.dask._loop import asking, duration, ended, lost, patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -77,7 +77,7 @@ class Leases:
         self._dask = dask_distributed().Semaphore(
             max_leases=slots,
             name=key,
-            scheduler_rpc=_Scheduler(client.scheduler, self._held, client.id),
+            scheduler_rpc=_Scheduler(client, self._held),
             loop=client.loop,
         )
         self._key = key
@@ -257,10 +257,11 @@ def _stop_renewing(semaphore: Any) -> None:
 class _Scheduler:
     """What a semaphore of Dask's calls the scheduler: puts in order what it asks, and notes it."""
 
-    def __init__(self, scheduler: Any, held: list[Holding], client: str) -> None:
-        self._scheduler = scheduler
+    def __init__(self, client: Client, held: list[Holding]) -> None:
+        self._scheduler: Any = client.scheduler
         self._held = held
-        self._client = client
+        self._id: str = client.id
+        self._client = weakref.ref(client)
         #: What was noted on each slot that we have, by Dask's name of it; and on those that are
         #: being given back, which Dask may be told to try again.
         self._labels: dict[str, str] = {}
@@ -273,7 +274,7 @@ class _Scheduler:
         return asked
 
     async def semaphore_acquire(self, *, name: str, timeout: float | None, lease_id: str) -> bool:
-        noted = label(lease_id, self._client)
+        noted = label(lease_id, self._id)
         granted: bool = await self._scheduler.semaphore_acquire(
             name=name, timeout=timeout, lease_id=noted
         )
@@ -282,6 +283,9 @@ class _Scheduler:
         return granted
 
     async def semaphore_refresh_leases(self, *, name: str, lease_ids: list[str]) -> None:
+        client = self._client()
+        if client is None or ended(client):  # its loop may go on, and so does Dask in there
+            return
         held = list(self._held)  # before anybody can get one that is not among these
         async with self._alone:
             # Dask has listed them before it was our turn: some may have been given back.
