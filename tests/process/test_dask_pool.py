@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("distributed")
 
 import mpkit.dask as mpkit
-from mpkit.dask import _claims
+from mpkit.dask import _claims, _cluster
 from tests import daskwork, poolwork
 from tests.daskwork import Gate
 from tests.support import PATIENCE, until
@@ -366,6 +366,34 @@ def test_what_no_worker_has_begun_with_can_be_cancelled(client: Any, tmp_path: P
         assert waiting[9].result(PATIENCE) == 59
     assert not any((tmp_path / str(n)).exists() for n in range(50, 59))
     assert pool.stats().cancelled == 9
+
+
+def test_of_many_that_are_cancelled_not_each_is_asked_for(
+    make_cluster: Callable[..., Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was taken back for one was sent again before the next one was cancelled."""
+    asked: list[int] = []
+    withdraw = _cluster.Cluster.withdraw
+
+    def count(self: _cluster.Cluster, number: int) -> bool | None:
+        asked.append(number)
+        return withdraw(self, number)
+
+    monkeypatch.setattr(_cluster.Cluster, "withdraw", count)
+    cluster = make_cluster(0)
+    cluster.add_workers(2, threads=2)
+    with cluster.client() as client, mpkit.TaskPool(client=client) as pool:
+        assert len(pool.map(poolwork.square, range(20_000))) == 20_000
+        gates = [Gate(tmp_path, str(n)).make() for n in range(4)]
+        running = [pool.submit(gate) for gate in gates]
+        for gate in gates:
+            gate.wait_until_begun()
+        tasks = [pool.submit(poolwork.square, n) for n in range(1000)]
+        assert all(task.cancel() for task in tasks)
+        for gate, task in zip(gates, running, strict=True):
+            gate.open()
+            task.result(PATIENCE)
+    assert len(asked) < 100
 
 
 def test_a_pool_that_is_terminated_cancels_what_waits_and_gives_up_what_runs(

@@ -42,6 +42,11 @@ _MOST_SECONDS: Final = 3600.0
 #: Seconds from the report of a packet to its end, at most, as far as somebody waits. It takes some ms.
 _SEE_OFF: Final = 2.0
 
+#: Seconds to send nothing after a packet was taken back, for who cancels many tasks, one after the
+#: other: what is waiting can be cancelled in 5 us, and each packet is asked for once then. (Workers
+#: have packets for some 20 ms.)
+_CANCELS: Final = 0.01
+
 
 class DaskEngine:
     """Runs tasks on a Dask cluster. Any thread may call all of it."""
@@ -162,6 +167,9 @@ class DaskEngine:
                 self._mailbox.put(error)
                 return False
             if withdrawn:
+                self._ledger.rest(
+                    _CANCELS
+                )  # first, or it is sent again before the caller's next one
                 self._ledger.give_back(packet, 0)
         self._mailbox.put(lambda: self._held(packet, over=withdrawn is True))
         return withdrawn is True

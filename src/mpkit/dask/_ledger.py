@@ -225,7 +225,7 @@ class Ledger:
     def rest(self, seconds: float) -> None:
         """Have nothing sent for a while."""
         with self._lock:
-            self._rests_until = time.monotonic() + seconds
+            self._rests_until = max(self._rests_until, time.monotonic() + seconds)
 
     def end_pause(self, task: Task[Any]) -> None:
         """A task was cancelled, and need not wait."""
