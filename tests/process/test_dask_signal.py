@@ -12,7 +12,7 @@ import pytest
 distributed: Any = pytest.importorskip("distributed")
 
 import mpkit.dask as mpkit  # noqa: E402  needs distributed
-from mpkit.dask import _signal  # noqa: E402
+from mpkit.dask import _loop, _signal  # noqa: E402
 from tests.dasklimits import new_name  # noqa: E402
 from tests.support import PATIENCE, copied, until  # noqa: E402
 
@@ -197,6 +197,16 @@ def test_a_closed_client_ends_all_waits(cluster: Cluster) -> None:
     for thread in threads:
         thread.join(PATIENCE)
     assert len(errors) == 3
+
+
+def test_an_address_where_no_scheduler_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(given: str) -> None:
+        raise TimeoutError("Timed out trying to connect")
+
+    monkeypatch.setattr(_loop, "client_of", refuse)
+    with pytest.raises(mpkit.SchedulerLost, match=r"tcp://nowhere:1.*Timed out") as told:
+        mpkit.Signal(client="tcp://nowhere:1").set()
+    assert isinstance(told.value.__cause__, TimeoutError)
 
 
 def test_what_was_before_a_wait_is_no_answer_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

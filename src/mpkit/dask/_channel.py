@@ -15,9 +15,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
 from mpkit import _codec
-from mpkit._errors import (
-    EndOfChannel,
-)
+from mpkit._errors import EndOfChannel
 from mpkit._line import Place
 from mpkit._wait import Deadline
 from mpkit.dask import _message, _node

@@ -46,7 +46,10 @@ def client_for(given: Client | str | None) -> Client:
             ours = os.getpid(), given
             client = _opened.get(ours)
             if client is None or ended(client):
-                client = _opened[ours] = client_of(given)
+                try:
+                    client = _opened[ours] = client_of(given)
+                except OSError as error:
+                    raise SchedulerLost("nothing was done", given, str(error)) from error
             return client
     return client_of(given, for_asyncio=True)
 
