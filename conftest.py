@@ -9,7 +9,10 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have Dask, which leaves two files behind, write where they go with the tests."""
-    scratch = tempfile.TemporaryDirectory(prefix="mpkit-tests-", ignore_cleanup_errors=True)
-    os.environ["DASK_TEMPORARY_DIRECTORY"] = scratch.name
+    """Have what programs leave in the folder for temporary files go with the tests.
+
+    multiprocessing leaves something of a program that is killed, as tests do; and Dask does always.
+    """
+    scratch = tempfile.TemporaryDirectory(prefix="mpkit-", ignore_cleanup_errors=True)
+    os.environ["TMPDIR"] = os.environ["DASK_TEMPORARY_DIRECTORY"] = scratch.name
     config.add_cleanup(scratch.cleanup)

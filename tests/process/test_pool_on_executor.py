@@ -369,8 +369,7 @@ def test_others_executors(
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        # MPI leaves a file in the folder for temporary ones.
-        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": path},
         start_new_session=True,
     ) as ran:
         try:
