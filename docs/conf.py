@@ -25,16 +25,8 @@ html_title = f"mpkit {release}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 
-myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "substitution"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-
-# `make pictures` draws this one in half an hour; the page is whole without it.
-HERE = Path(__file__).parent
-myst_substitutions = {
-    "growth": "![seconds by the number of tasks, for pools of several libraries](growth.svg)"
-    if (HERE / "growth.svg").exists()
-    else ""
-}
 
 # In a docstring, `Signal` is a link. With nitpicky, one that leads nowhere fails the
 # build: that is how the docs notice that a name has changed.

@@ -60,6 +60,4 @@ def test_each_picture_is_shown_by_a_page_with_words_for_who_does_not_see_it() ->
         for words, target in re.findall(r"!\[(.*?)\]\((.*?)\)", page.read_text(encoding="utf-8")):
             assert len(words) > 20, f"{page}: {target} has no description"
             shown.add((page.parent / target).resolve())
-    # What `make pictures` draws is shown by a substitution of conf.py.
-    pictures = {*DRAWN, *DOCS.rglob("*.png")} - {DOCS / "growth.svg"}
-    assert shown == pictures
+    assert shown == {*DRAWN, *DOCS.rglob("*.png")}
