@@ -60,6 +60,7 @@ LAYERS = [
     "_closing",
     "_end",
     "_line",
+    "_messages",
     "_port",
     "_channel",
     "_outcome",

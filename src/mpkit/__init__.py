@@ -26,7 +26,8 @@ a few processes, and `wait` waits for any of them.
 #   _links       which kind there is       _segment    memory beside a message
 #   _parcel      messages, big buffers     _codec      pickle or msgspec
 #   _closing     what is closed at exit    _end        messages and goodbyes
-#   _line        who has to wait his turn  _port       an end in its process
+#   _line        who has to wait his turn  _messages   an end as an iterator
+#   _port        an end in its process
 #   _channel     Channel                   _outcome    how a call's end travels
 #   _call        how a call travels        _lifeline   children leave with us
 #   _child       a process of ours         _process    start and Job

@@ -20,12 +20,12 @@ import os
 import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from mpkit import _codec, _links
 from mpkit._end import End
-from mpkit._errors import EndOfChannel
 from mpkit._line import Place
+from mpkit._messages import Messages, RecvT
 from mpkit._port import NOTHING, Port
 from mpkit._wait import Deadline
 
@@ -35,22 +35,18 @@ else:
     from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import TracebackType
-
     from typing_extensions import TypeForm
 
     from mpkit._codec import CodecName
 
 SendT = TypeVar("SendT", contravariant=True, default=Any)
-RecvT = TypeVar("RecvT", covariant=True, default=Any)
 S = TypeVar("S")
 R = TypeVar("R")
 
 _numbers = itertools.count(1)
 
 
-class Channel(Port, Generic[SendT, RecvT]):
+class Channel(Port, Messages[RecvT], Generic[SendT, RecvT]):
     """One end of a two-way channel between two processes.
 
     `channel` makes both ends. Each belongs to one process at a time: given to
@@ -211,17 +207,6 @@ class Channel(Port, Generic[SendT, RecvT]):
         """
         return self._poll(Deadline(timeout))
 
-    def __iter__(self) -> Iterator[RecvT]:
-        """Receive until the other end is closed; `PeerDied` comes out of the loop."""
-        while True:
-            try:
-                message = self.recv()
-            except EndOfChannel:
-                if self._was_closed():
-                    return
-                raise
-            yield message
-
     async def send_async(self, message: SendT, timeout: float | None = None) -> None:
         """As `send`, for asyncio: it suspends the calling task only. No thread is used.
 
@@ -286,19 +271,6 @@ class Channel(Port, Generic[SendT, RecvT]):
                 line.leave(place)
                 raise
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> RecvT:
-        try:
-            return await self.recv_async()
-        except StopAsyncIteration as error:  # by unpickling: it is not the end of the loop
-            raise RuntimeError("a message's unpickling raised StopAsyncIteration") from error
-        except EndOfChannel:
-            if self._was_closed():
-                raise StopAsyncIteration from None
-            raise
-
     def fileno(self) -> int:
         """Return the descriptor, for `select` and `selectors`: readable when `recv` is.
 
@@ -334,19 +306,6 @@ class Channel(Port, Generic[SendT, RecvT]):
     def closed(self) -> bool:
         """Whether this end was closed or moved away."""
         return self._gone is not None or self._end.link.closed
-
-    def __enter__(self) -> Self:
-        """Return this end, to be closed by the block. Raises ChannelClosed if it is closed or moved."""
-        self._check()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @overload

@@ -12,11 +12,11 @@ import socket
 import sys
 import threading
 import uuid
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from mpkit import _codec
-from mpkit._errors import EndOfChannel
 from mpkit._line import Place
+from mpkit._messages import Messages, RecvT
 from mpkit._wait import Deadline
 from mpkit.dask import _message, _node
 from mpkit.dask._client import client_of
@@ -30,8 +30,7 @@ else:
     from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import TracebackType
+    from collections.abc import Callable
 
     from distributed import Client
     from typing_extensions import TypeForm
@@ -39,15 +38,13 @@ if TYPE_CHECKING:
     from mpkit._codec import CodecName
 
 SendT = TypeVar("SendT", contravariant=True, default=Any)
-RecvT = TypeVar("RecvT", covariant=True, default=Any)
 S = TypeVar("S")
 R = TypeVar("R")
-T = TypeVar("T")
 
 _numbers = itertools.count(1)
 
 
-class Channel(Port, Generic[SendT, RecvT]):
+class Channel(Port, Messages[RecvT], Generic[SendT, RecvT]):
     """One end of a two-way channel between two processes of a cluster: tasks, jobs, clients.
 
     What dies without a goodbye is told at once by its connection, which goes directly from one
@@ -176,17 +173,6 @@ class Channel(Port, Generic[SendT, RecvT]):
         """
         return self._wait_for(self._looked, Deadline(timeout)) is not None
 
-    def __iter__(self) -> Iterator[RecvT]:
-        """Receive until the other end is closed; `PeerDied` comes out of the loop."""
-        while True:
-            try:
-                message = self.recv()
-            except EndOfChannel:
-                if self._was_closed():
-                    return
-                raise
-            yield message
-
     async def send_async(self, message: SendT, timeout: float | None = None) -> None:
         """As `send`, for asyncio: it suspends the calling task only.
 
@@ -226,19 +212,6 @@ class Channel(Port, Generic[SendT, RecvT]):
         finally:
             line.leave(place)
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> RecvT:
-        try:
-            return await self.recv_async()
-        except StopAsyncIteration as error:  # by unpickling: it is not the end of the loop
-            raise RuntimeError("a message's unpickling raised StopAsyncIteration") from error
-        except EndOfChannel:
-            if self._was_closed():
-                raise StopAsyncIteration from None
-            raise
-
     def close_send(self) -> None:
         """Say that no more comes from here, and go on receiving. Doing so twice does nothing.
 
@@ -253,19 +226,6 @@ class Channel(Port, Generic[SendT, RecvT]):
     def closed(self) -> bool:
         """Whether this end was closed or moved away."""
         return self._gone is not None
-
-    def __enter__(self) -> Self:
-        """Return this end, to be closed by the block. Raises ChannelClosed if it is closed or moved."""
-        self._check()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @overload
