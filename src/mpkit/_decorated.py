@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Block(Protocol):
+class Block(
+    AbstractContextManager[object, None], AbstractAsyncContextManager[object, None], Protocol
+):
     """What it takes of a semaphore."""
-
-    def __enter__(self) -> object: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-    async def __aenter__(self) -> object: ...
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
 
 
 def decorated(function: Callable[P, R], semaphore: Block) -> Callable[P, R]:
