@@ -143,7 +143,7 @@ def idle_pool() -> Iterator[mpkit.TaskPool]:
 def wait_for_an_offer(pool: mpkit.TaskPool) -> None:
     """Wait until the supervisor of a pool lets callers have an idle worker."""
     supervisor = supervisor_of(pool)
-    until(lambda: supervisor._intake.shortcut._idle)
+    until(lambda: supervisor._intake.shortcut.idle)
 
 
 @contextlib.contextmanager

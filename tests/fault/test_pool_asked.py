@@ -257,14 +257,14 @@ def test_who_is_taken_when_it_is_to_be_sent_something_reports(
 
     def late(number: int) -> Any:
         if not asked:
-            shortcut._idle[number] = supervisor_of(pool)._crew[number]
+            shortcut.idle[number] = supervisor_of(pool)._crew[number]
             asked.append(in_a_thread(pool, poolwork.tell_and_wait, began, go))
             until(lambda: len(shortcut))
         return withdraw(number)
 
     monkeypatch.setattr(shortcut, "withdraw", late)
-    idle = shortcut._idle.copy()
-    shortcut._idle.clear()
+    idle = shortcut.idle.copy()
+    shortcut.idle.clear()
     waiting = pool.submit(abs, -3)
     assert began.wait(PATIENCE)
     until(lambda: not len(shortcut))

@@ -16,21 +16,13 @@ if TYPE_CHECKING:
     from mpkit._engine.crew import Worker
     from mpkit._engine.ledger import Entry, Ledger
     from mpkit._engine.schedule import Schedule
+    from mpkit._parcel import Parcel
 
 #: How many tasks a worker is sent at a time that travel with descriptors, of which we
 #: hold copies until they are done. One to run, and one to begin with after that.
 MOST_BULKY = 2
 
 _NO_FDS: Sequence[int] = ()
-
-
-class _Packet:
-    """Tasks that are about to be sent together, and the function that they have in ``common``."""
-
-    def __init__(self, common: bytes) -> None:
-        self.entries: list[Entry] = []
-        self.loads: list[tuple[int, bytes]] = []
-        self.common = common
 
 
 class Dispatch:
@@ -43,52 +35,62 @@ class Dispatch:
 
     def send(self, number: int, tasks: list[int]) -> None:
         """Send tasks to a worker, several to a packet where they are small."""
-        packet, room = _Packet(b""), wire.ROOM
-        for place, task in enumerate(tasks):
-            entry = self._ledger.begin(task)
-            if entry is None:
-                self._schedule.withdrawn(number, task)
-                continue
-            data, fds, parcel = entry.head, _NO_FDS, entry.parcel
-            if parcel is not None:
-                if not parcel.plain and len(self._crew[number].inbox.bulky) >= MOST_BULKY:
-                    self._flush(number, packet)
-                    self.returned(number, tasks[place:])
-                    return
-                try:
-                    data, fds = parcel.seal(data)
-                except OSError as error:
-                    self._flush(number, packet)
-                    self._cannot_send(number, task, error)
-                    self.returned(number, tasks[place + 1 :])
-                    return
-            size = len(data) + wire.PER_LOAD
-            if fds or size > room or packet.common is not entry.common:
-                self._flush(number, packet)
-                packet = _Packet(entry.common)
-                room = wire.ROOM - len(entry.common)
-            packet.entries.append(entry)
-            packet.loads.append((task, data))
+        entries, cancelled = self._ledger.begin(self._affordable(number, tasks))
+        for task in cancelled:
+            self._schedule.withdrawn(number, task)
+        first, room, common = 0, wire.ROOM, b""
+        for place, entry in enumerate(entries):
+            size = len(entry.head) + wire.PER_LOAD
+            if size > room or entry.common is not common or entry.parcel is not None:
+                self._flush(number, entries[first:place])
+                first, common = place, entry.common
+                room = wire.ROOM - len(common)
             room -= size
-            if fds:  # whose they are is clear only if it is alone
-                self._flush(number, packet, fds)
-                packet, room = _Packet(b""), wire.ROOM
-        self._flush(number, packet)
+            if entry.parcel is not None:
+                first = place + 1
+                if not self._send_alone(number, entry, entry.parcel):
+                    self.returned(number, [entry.task.number for entry in entries[first:]])
+                    return
+        self._flush(number, entries[first:])
 
-    def _flush(self, number: int, packet: _Packet, fds: Sequence[int] = _NO_FDS) -> None:
-        if not packet.loads:
+    def _affordable(self, number: int, tasks: list[int]) -> list[Entry]:
+        """Return those tasks of which a worker has not too many that are bulky; the others come back."""
+        entries = self._ledger.entries
+        affordable = [entries[task] for task in tasks]
+        bulky = [place for place, entry in enumerate(affordable) if entry.parcel is not None]
+        most = MOST_BULKY - len(self._crew[number].inbox.bulky)
+        if len(bulky) > most:
+            self.returned(number, tasks[bulky[most] :])
+            del affordable[bulky[most] :]
+        return affordable
+
+    def _send_alone(self, number: int, entry: Entry, parcel: Parcel) -> bool:
+        """Send a task with descriptors, whose they are is clear only so; False if there are none."""
+        try:
+            data, fds = parcel.seal(entry.head)
+        except OSError as error:
+            self._cannot_send(number, entry.task.number, error)
+            return False
+        self._flush(number, [entry], data, fds)
+        return True
+
+    def _flush(
+        self, number: int, entries: list[Entry], sealed: bytes = b"", fds: Sequence[int] = _NO_FDS
+    ) -> None:
+        if not entries:
             return
+        loads = [(entry.task.number, sealed or entry.head) for entry in entries]
         worker = self._crew[number]
         try:
-            sent = worker.inbox.send(packet.loads, fds, packet.common)
+            sent = worker.inbox.send(loads, fds, entries[0].common)
         except OSError as error:
-            ((task, _),) = packet.loads  # with descriptors it is alone
+            ((task, _),) = loads  # with descriptors it is alone
             self._cannot_send(number, task, error)
             return
         if sent:
-            self._ledger.sent(packet.entries, number, worker.pid)
+            self._ledger.sent(entries, number, worker.pid)
         else:
-            self.returned(number, [task for task, _ in packet.loads])
+            self.returned(number, [task for task, _ in loads])
 
     def _cannot_send(self, number: int, task: int, error: OSError) -> None:
         """There are no descriptors, or there is no memory, to send a task.

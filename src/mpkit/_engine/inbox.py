@@ -152,7 +152,7 @@ class Inbox:
                 else:
                     records = self._journals.since(slot, since)
         done = wire.decode_done(records[0]) if records and records[0] else None
-        return done if done and (done.task, done.kind) == (task, _outcome.DONE) else None
+        return done if done and done[0] == task and done[4] == _outcome.DONE else None
 
     def wants(self, wanted: bool) -> None:
         """Have the worker wake us for what it was asked for, too, or not."""

@@ -65,7 +65,7 @@ class Intake:
     ) -> None:
         """Have a call run, which `packing.pack` or `packing.Each` has made."""
         entry = Entry(task, head, parcel, common)
-        if parcel is None and task.options.timeout is None:
+        if self.shortcut.idle and parcel is None and task.options.timeout is None:
             asked = task if isinstance(task, Asked) and self._answers else None
             handed = self.shortcut.send(entry, asked=asked is not None)
             if handed is not None:
@@ -84,8 +84,9 @@ class Intake:
             return None
         if not task.claim():
             return None
-        span = task, done.began, done.ended, False
-        moved = [moved_by(handed.entry, done)] if self._recorder.pictured else None
+        _, began, ended, _, _, data = done
+        span = task, began, ended, False
+        moved = [moved_by(handed.entry, data)] if self._recorder.pictured else None
         self._recorder.tasks_ended(handed.worker.pid, [span], moved)
         return done
 
@@ -148,6 +149,6 @@ class Intake:
                 self.shortcut.offer(number, worker)
 
 
-def moved_by(entry: Entry, done: wire.Done) -> tuple[int, int]:
-    """Return how many bytes the call and the outcome of a task have."""
-    return entry.size, _parcel.size_of(done.data, wire.DONE_SIZE)
+def moved_by(entry: Entry, report: bytes) -> tuple[int, int]:
+    """Return how many bytes the call of a task has, and the outcome that a report tells."""
+    return entry.size, _parcel.size_of(report, wire.DONE_SIZE)

@@ -7,13 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mpkit._errors import WorkerDied
-from mpkit._task.task import report_callback
+from mpkit._task.task import Task, report_callback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mpkit._parcel import Parcel
-    from mpkit._task.task import Task
     from mpkit._watch.recorder import Recorder
 
 
@@ -89,17 +88,22 @@ class Ledger:
         for entry in entries:
             self.entries[entry.task.number] = entry
 
-    def begin(self, number: int) -> Entry | None:
-        """A task is about to be sent; None if it was cancelled, and is forgotten now."""
-        entry = self.entries[number]
-        task = entry.task
-        if entry.killed:
-            task.cancel()
-        if task.set_running_or_notify_cancel():
-            return entry
-        self._forget(entry)
-        self._recorder.task_cancelled()
-        return None
+    def begin(self, entries: list[Entry]) -> tuple[list[Entry], list[int]]:
+        """Tasks are about to be sent; those that were cancelled are forgotten now.
+
+        Returns the others, and the numbers of these.
+        """
+        for entry in entries:
+            if entry.killed:
+                entry.task.cancel()
+        cancelled: list[int] = []
+        for task in Task.start_all([entry.task for entry in entries]):
+            self._forget(self.entries[task.number])
+            self._recorder.task_cancelled()
+            cancelled.append(task.number)
+        if cancelled:
+            entries = [entry for entry in entries if entry.task.number not in cancelled]
+        return entries, cancelled
 
     def _forget(self, entry: Entry) -> None:
         """A task is not to be sent any more, nor what belongs to it."""
@@ -189,10 +193,25 @@ class Ledger:
         self._waits_again(entry)
         return True
 
+    def returned(self, ended: Sequence[tuple[Entry, Any]]) -> None:
+        """Tasks have results."""
+        entries = self.entries
+        results: list[tuple[Task[Any], Any]] = []
+        for entry, value in ended:
+            task = entry.task
+            del entries[task.number]  # as `_forget`
+            if entry.parcel is not None:
+                entry.parcel.close()
+            results.append((task, value))
+        for task, value in Task.set_results(results):
+            self._end(task, value, None)
+
     def settle(self, entry: Entry, value: Any, error: BaseException | None) -> None:
         """A task has its outcome."""
         self._forget(entry)
-        task = entry.task
+        self._end(entry.task, value, error)
+
+    def _end(self, task: Task[Any], value: Any, error: BaseException | None) -> None:
         if not (task.running() or task.set_running_or_notify_cancel()):
             self._recorder.task_cancelled()
             return

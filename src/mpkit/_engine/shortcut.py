@@ -66,7 +66,8 @@ class Shortcut:
     """The idle workers, and what was sent to them."""
 
     def __init__(self) -> None:
-        self._idle: dict[int, Worker] = {}
+        #: Those that a caller may have, by their numbers. To be changed in here only.
+        self.idle: dict[int, Worker] = {}
         self._handed: deque[Handed] = deque()
         #: What callers wait for, by worker: one at a time can listen.
         self._asked: dict[int, Handed] = {}
@@ -87,12 +88,10 @@ class Shortcut:
         If it has no receipt it could not be sent; then, and if a signal handler raises in here,
         the supervisor finds it as if it had been submitted.
         """
-        if not self._idle:
-            return None
         with self._sending:
-            if self._closed or not self._idle:
+            if self._closed or not self.idle:
                 return None
-            number, worker = self._idle.popitem()
+            number, worker = self.idle.popitem()
             if not worker.inbox.has_room():  # it is offered again when its reports are read
                 return None
             entry.task.set_running_or_notify_cancel()
@@ -119,14 +118,14 @@ class Shortcut:
                     del self._asked[number]
                     done_unheard = done is not None and not handed.heard
                     if (handed.offered or done_unheard) and not self._closed:
-                        self._idle[number] = handed.worker
+                        self.idle[number] = handed.worker
         return done
 
     def close(self) -> None:
         """Send nothing any more."""
         with self._sending:
             self._closed = True
-            self._idle.clear()
+            self.idle.clear()
 
     def find(self, task: int) -> Handed | None:
         """Return a task that was sent, if the supervisor does not know of it yet."""
@@ -141,7 +140,7 @@ class Shortcut:
         What a second caller sent it would lie behind the first one's task, and nobody would
         look for another worker before that one is done.
         """
-        if number in self._idle:
+        if number in self.idle:
             return
         with self._sending:
             if self._taken(number):
@@ -149,12 +148,12 @@ class Shortcut:
             if asked := self._listening(number):
                 asked[0].offered = True
             else:
-                self._idle[number] = worker
+                self.idle[number] = worker
 
     def withdraw(self, number: int) -> bool:
         """Let no caller have a worker any more; False if one had it, as `handed` will tell."""
         with self._sending:
-            self._idle.pop(number, None)
+            self.idle.pop(number, None)
             taken = self._taken(number)
             for handed in taken + self._listening(number):
                 handed.heard, handed.offered = True, False

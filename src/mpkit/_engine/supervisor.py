@@ -279,8 +279,8 @@ class Supervisor:
 
     def _done(self, number: int, worker: Worker, dones: list[wire.Done], fds: list[int]) -> bool:
         """Take in that a worker has done tasks; False if it cannot have."""
-        tasks = [done.task for done in dones]
-        seconds = sum([done.ended - done.began for done in dones]) / len(dones)
+        tasks = [done[0] for done in dones]
+        seconds = sum([ended - began for _, began, ended, *_ in dones]) / len(dones)
         finished = self._schedule.finished
         count = finished(number, tasks, seconds)
         if count < len(dones):
@@ -295,26 +295,25 @@ class Supervisor:
 
     def _settle(self, number: int, worker: Worker, dones: list[wire.Done], fds: list[int]) -> None:
         if self._audience is not None and worker.ear is not None:
-            self._audience.hear_of(worker.ear, {done.task for done in dones})
+            self._audience.hear_of(worker.ear, {done[0] for done in dones})
         limit = self._memory_limit
-        if limit is not None and any(done.resident > limit for done in dones):
+        if limit is not None and any(done[3] > limit for done in dones):
             self._retire(number)
-        ours: list[tuple[Entry, wire.Done]] = []
+        ours: list[tuple[Entry, bytes, bytes]] = []
         spans: list[Span] = []
         entries = self._ledger.entries
-        for done in dones:
-            entry, failed = entries[done.task], done.kind == _outcome.FAILED
+        for task_number, began, ended, _, kind, data in dones:
+            entry, failed = entries[task_number], kind == _outcome.FAILED
             task = entry.task
             if isinstance(task, Asked) and not (failed or task.claim()):
                 self._ledger.settle(entry, None, None)  # its caller has read it
             else:
-                ours.append((entry, done))
-                spans.append((task, done.began, done.ended, failed))
+                ours.append((entry, kind, data))
+                spans.append((task, began, ended, failed))
         pictured = self._recorder.pictured
-        moved = [moved_by(entry, done) for entry, done in ours] if pictured else None
+        moved = [moved_by(entry, data) for entry, _, data in ours] if pictured else None
         self._recorder.tasks_ended(worker.pid, spans, moved)  # at which who has the result may look
-        for entry, done in ours:
-            self._verdict.done(entry, done, fds)
+        self._verdict.done(ours, fds)
 
     def _ended(self, number: int) -> None:
         """A worker's process has ended: take in its last words, and what it left unread."""

@@ -6,7 +6,7 @@ import itertools
 import operator
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpkit import _outcome, _parcel
 from mpkit._errors import WorkerDied, WorkerInitError
@@ -75,18 +75,22 @@ class Verdict:
         if when is not None and when <= time.monotonic():
             self._schedule.try_again()
 
-    def done(self, entry: Entry, done: wire.Done, fds: list[int]) -> None:
-        """A worker reported a result, or an exception."""
-        if done.kind == _outcome.FAILED:
-            self._failed(entry, _unpack_error(done.data, fds, wire.DONE_SIZE))
-            return
-        try:
-            value = _parcel.unpack(done.data, fds, wire.DONE_SIZE)
-        except BaseException as error:  # noqa: BLE001  unpickling is user code
-            self._recorder.task_misread()
-            self._failed(entry, misread(entry.task, error))
-        else:
-            self._ledger.settle(entry, value, None)
+    def done(self, ended: Iterable[tuple[Entry, bytes, bytes]], fds: list[int]) -> None:
+        """A worker reported results and exceptions: kinds, and what comes behind a header."""
+        returned: list[tuple[Entry, Any]] = []
+        for entry, kind, data in ended:
+            try:
+                if kind == _outcome.DONE:
+                    returned.append((entry, _parcel.unpack(data, fds, wire.DONE_SIZE)))
+                    continue
+                error = _unpack_error(data, fds, wire.DONE_SIZE)
+            except BaseException as raised:  # noqa: BLE001  unpickling is user code
+                self._recorder.task_misread()
+                error = misread(entry.task, raised)
+            self._ledger.returned(returned)  # first, as they ended in this order
+            returned.clear()
+            self._failed(entry, error)
+        self._ledger.returned(returned)
 
     def lost(self, task: int, worker: Worker) -> None:
         """A worker died while it ran this task."""

@@ -15,22 +15,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mpkit._platform.stdlib import Condition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 R = TypeVar("R")
+F = TypeVar("F", bound="LightFuture[Any]")
 
-_PENDING, _RUNNING, _FINISHED = "PENDING", "RUNNING", "FINISHED"
+PENDING, RUNNING, FINISHED = "PENDING", "RUNNING", "FINISHED"
 _CANCELLED, _NOTIFIED = "CANCELLED", "CANCELLED_AND_NOTIFIED"
 
 #: Held while the state of a future changes that has no condition yet, and while one gets its
 #: condition: so whoever waits, in that condition, either sees the change or is seen by it.
 #: Nobody who holds it waits for anything.
-_lock = threading.RLock()
+lock = threading.RLock()
 
 
 def _renew_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
+    global lock
+    lock = threading.RLock()
 
 
 # Some thread of the parent may have held it, which is not in the child to let go.
@@ -42,7 +43,7 @@ class LightFuture(Future[R]):
 
     # What `Future.__init__` gives to each, here for all that have no other. So there is nothing
     # to be made, and who makes many need not call that of this class.
-    _state: str = _PENDING
+    _state: str = PENDING
     _result: Any = None
     _exception: BaseException | None = None
     _made_condition: threading.Condition | None = None
@@ -56,7 +57,7 @@ class LightFuture(Future[R]):
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         condition = self._made_condition
         if condition is None:
-            with _lock:
+            with lock:
                 condition = self._made_condition
                 if condition is None:
                     condition = self._made_condition = Condition()
@@ -82,54 +83,66 @@ class LightFuture(Future[R]):
 
     def running(self) -> bool:
         """Tell whether it runs, and cannot be cancelled."""
-        return self._state == _RUNNING
+        return self._state == RUNNING
 
     def done(self) -> bool:
         """Tell whether it has ended, or was cancelled."""
-        return self._state in (_CANCELLED, _NOTIFIED, _FINISHED)
+        return self._state in (_CANCELLED, _NOTIFIED, FINISHED)
 
     def result(self, timeout: float | None = None) -> R:
         """Return what the call returned, blocking until it has."""
-        if self._state == _FINISHED and self._exception is None:
+        if self._state == FINISHED and self._exception is None:
             result: R = self._result
             return result
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the call raised, or None, blocking until it is over."""
-        if self._state == _FINISHED:
+        if self._state == FINISHED:
             return self._exception
         return super().exception(timeout)
 
     def outcome(self) -> tuple[R, BaseException | None] | None:
         """Not for users: return the result and the exception, or None if it has not ended."""
-        if self._state == _FINISHED:
+        if self._state == FINISHED:
             return self._result, self._exception
         return (self._result, CancelledError()) if self.done() else None
 
     def set_running_or_notify_cancel(self) -> bool:
         """Not for users: have it run; False if it was cancelled, and those who wait know that."""
-        with _lock:
-            alone = self._made_condition is None and self._state == _PENDING
+        with lock:
+            alone = self._made_condition is None and self._state == PENDING
             if alone:
-                self._state = _RUNNING
+                self._state = RUNNING
         return alone or super().set_running_or_notify_cancel()
+
+    @staticmethod
+    def start_all(futures: Iterable[F]) -> list[F]:
+        """Not for users: have all of these run; return those that were cancelled, as above."""
+        others: list[F] = []
+        with lock:
+            for future in futures:
+                if future._made_condition is None and future._state == PENDING:
+                    future._state = RUNNING
+                else:
+                    others.append(future)
+        return [future for future in others if not future.set_running_or_notify_cancel()]
 
     def wait_again(self) -> None:
         """Not for users: it runs no more. A Future knows no way back."""
-        if not self._changes(_RUNNING, _PENDING):
+        if not self._changes(RUNNING, PENDING):
             with self._condition:
-                if self._state == _RUNNING:
-                    self._state = _PENDING
+                if self._state == RUNNING:
+                    self._state = PENDING
 
     def set_result(self, result: R) -> None:
         """Not for users: the pool sets results."""
-        with _lock:  # as `_changes`, for one call less
-            alone = self._made_condition is None and self._state == _RUNNING
+        with lock:  # as `_changes`, for one call less
+            alone = self._made_condition is None and self._state == RUNNING
             if alone:
                 if result is not None:  # else it has what all have
                     self._result = result
-                self._state = _FINISHED
+                self._state = FINISHED
         if not alone:
             super().set_result(result)
         elif self._made_callbacks:
@@ -137,15 +150,15 @@ class LightFuture(Future[R]):
 
     def set_exception(self, exception: BaseException | None) -> None:
         """Not for users: the pool sets exceptions."""
-        if not self._changes(_RUNNING, _FINISHED, exception):
+        if not self._changes(RUNNING, FINISHED, exception):
             super().set_exception(exception)
         elif self._made_callbacks:
             self._call_back()
 
     def add_done_callback(self, fn: Callable[[Future[R]], object]) -> None:
         """Have ``fn`` called with this future when it is done, or at once if it is."""
-        with _lock:
-            pending = self._made_condition is None and self._state in (_PENDING, _RUNNING)
+        with lock:
+            pending = self._made_condition is None and self._state in (PENDING, RUNNING)
             if pending:
                 self._done_callbacks.append(fn)
         if not pending:
@@ -157,7 +170,7 @@ class LightFuture(Future[R]):
 
     def _changes(self, old: str, new: str, exception: BaseException | None = None) -> bool:
         """Change the state from ``old``, if there is no condition by which to tell anybody."""
-        with _lock:
+        with lock:
             if self._made_condition is not None or self._state != old:
                 return False
             if exception is not None:

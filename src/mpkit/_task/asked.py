@@ -37,8 +37,9 @@ class Asked(Task[R]):
             done = answer()
             if done is not None:
                 self._pool = None  # the supervisor may sleep until the pool is garbage
+                *_, data = done
                 try:
-                    result: R = _parcel.unpack(done.data, [], wire.DONE_SIZE)
+                    result: R = _parcel.unpack(data, [], wire.DONE_SIZE)
                 except BaseException as error:
                     raised = misread(self, error)
                     if raised is error:

@@ -9,14 +9,15 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from mpkit._errors import MemoryLimitExceeded, ResultTimeout, TaskTimeout, WorkerDied
 from mpkit._pickling import Stays
+from mpkit._platform import future
 from mpkit._platform.future import LightFuture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
     from concurrent.futures import Future
 
     from mpkit._task.options import Options
@@ -28,6 +29,8 @@ _now = time.monotonic
 
 #: Characters of a task's output that its error shows (arbitrary).
 SHOWN = 4000
+
+_NO_CALLBACKS: Final = None, None
 
 #: Errors of ours that have the name of the task in their text, and so its label.
 _NAMING = MemoryLimitExceeded, TaskTimeout, WorkerDied
@@ -80,7 +83,7 @@ class Task(Stays, LightFuture[R]):
     _failures: tuple[str, ...] = ()
     #: What `output` shows, as it came. Not for users.
     written: bytes = b""
-    _callbacks: tuple[Callable[[R], object] | None, Callable[[Any], object] | None] = None, None
+    _callbacks: tuple[Callable[[R], object] | None, Callable[[Any], object] | None] = _NO_CALLBACKS
 
     def __init__(
         self, what: str, options: Options, pool: object = None, control: Control | None = None
@@ -116,6 +119,30 @@ class Task(Stays, LightFuture[R]):
             self._run_callback(callback, result)
         self._pool = self._control = None
         super().set_result(result)
+
+    @staticmethod
+    def set_results(ended: Iterable[tuple[Task[Any], Any]]) -> list[tuple[Task[Any], Any]]:
+        """Not for users: set results of those that run, and of which nobody is to be told.
+
+        Returns the others, with which nothing has happened.
+        """
+        others: list[tuple[Task[Any], Any]] = []
+        with future.lock:
+            for pair in ended:
+                task, result = pair
+                if (
+                    task._made_condition is None
+                    and task._made_callbacks is None
+                    and task._callbacks is _NO_CALLBACKS
+                    and task._state == future.RUNNING
+                ):
+                    task._pool = task._control = None
+                    if result is not None:
+                        task._result = result
+                    task._state = future.FINISHED
+                else:
+                    others.append(pair)
+        return others
 
     def set_exception(self, exception: BaseException | None) -> None:
         """Not for users: the pool sets exceptions."""

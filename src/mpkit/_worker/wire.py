@@ -61,21 +61,11 @@ class Declined(NamedTuple):
     place: int
 
 
-class Done(NamedTuple):
-    """A task has ended.
-
-    ``began`` and ``ended`` are seconds of `time.monotonic`, which all processes of a
-    machine share. ``resident`` is the worker's memory in bytes, or 0 if nobody asked.
-    ``kind`` is that of the outcome, `_outcome.DONE` or `_outcome.FAILED`, and the outcome
-    follows in ``data`` behind `DONE_SIZE` bytes.
-    """
-
-    task: int
-    began: float
-    ended: float
-    resident: int
-    kind: bytes
-    data: bytes
+#: That a task has ended: its number; when it began and ended, in seconds of `time.monotonic`,
+#: which all processes of a machine share; the worker's memory in bytes, or 0 if nobody asked; the
+#: kind of the outcome, `_outcome.DONE` or `_outcome.FAILED`; and what was sent, in which the
+#: outcome follows behind `DONE_SIZE` bytes. (A tuple that had names would take twice as long.)
+Done = tuple[int, float, float, int, bytes, bytes]
 
 
 class FinalizerFailed(NamedTuple):
@@ -98,8 +88,6 @@ _DONE_HEADER = struct.Struct("=cQddQ")
 _DONE_WHOLE = struct.Struct(_DONE_HEADER.format.replace("c", "x") + "c")
 #: Bytes before the outcome in a `Done`, and its kind is the last of them.
 DONE_SIZE = _DONE_WHOLE.size
-#: As `Done` itself does, which is a function of Python's, and takes twice as long.
-_new: Any = vars(tuple)["__new__"]
 
 #: Bytes that the loads of one packet may have together.
 ROOM = PACKET - _COUNT.size
@@ -173,11 +161,12 @@ def decode_records(records: deque[bytes]) -> list[Done] | Declined:
     """
     if records[0].startswith(_DECLINED):
         return Declined(*_DECLINED_WHOLE.unpack(records.popleft())[1:])
-    dones: list[Done] = []
+    dones: list[Any] = []
+    unpack = _DONE_WHOLE.unpack_from
     for data in records:
         if not data or data.startswith(_DECLINED):
             break
-        dones.append(_new(Done, (*_DONE_WHOLE.unpack_from(data), data)))
+        dones.append((*unpack(data), data))
     if len(dones) == len(records):  # as mostly
         records.clear()
     else:
@@ -188,8 +177,8 @@ def decode_records(records: deque[bytes]) -> list[Done] | Declined:
 
 def decode_done(data: bytes) -> Done:
     """Return a record, or a packet, that says that a task has ended."""
-    done: Done = _new(Done, (*_DONE_WHOLE.unpack_from(data), data))
-    return done
+    number, began, ended, resident, kind = _DONE_WHOLE.unpack_from(data)
+    return number, began, ended, resident, kind, data
 
 
 def decode_for_parent(data: bytes) -> Report:
