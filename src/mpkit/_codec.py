@@ -67,9 +67,8 @@ class MsgspecCodec:
         return MsgspecCodec, (self.label, *self._types)
 
     def pack(self, message: object) -> Parcel:
-        parcel = Parcel()
+        parcel = _parcel.of(self.encode(message))
         parcel.trusting = False
-        parcel.hold(self.encode(message))
         return parcel
 
     def unpack(self, data: bytes, fds: list[int], start: int = 0) -> Any:

@@ -393,8 +393,9 @@ def _message(error: BaseException) -> str:
 
 def describe(fn: Callable[..., object]) -> str:
     """Return a name for a call of ``fn`` that a reader of an error will recognise."""
-    if type(fn) is FunctionType and fn.__module__ not in _OF_NO_MODULE:  # as most are
-        return f"{fn.__module__}.{fn.__qualname__}"
+    if type(fn) is FunctionType:  # as most are; and then many calls have the same text
+        key = fn.__module__, fn.__qualname__
+        return _texts.get(key) or _described(key)
     inner = getattr(fn, "func", None)  # functools.partial
     if callable(inner):
         return describe(inner)
@@ -402,6 +403,20 @@ def describe(fn: Callable[..., object]) -> str:
     name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
     # Whatever a class says that these are: a text comes out.
     return f"{name}" if module in _OF_NO_MODULE else f"{module}.{name}"
+
+
+#: By modules and names, as far as they were needed lately.
+_texts: dict[tuple[str, str], str] = {}
+_MOST_TEXTS: Final = 1000
+
+
+def _described(key: tuple[str, str]) -> str:
+    module, name = key
+    text = name if module in _OF_NO_MODULE else f"{module}.{name}"
+    if len(_texts) >= _MOST_TEXTS:
+        _texts.clear()
+    _texts[key] = text
+    return text
 
 
 #: The modules that a name is told without.

@@ -117,10 +117,6 @@ class Parcel:
     #: Whether its receiver believes what a pickle says.
     trusting: bool = True
 
-    def hold(self, stream: bytes) -> None:
-        """Be a message that is this stream, and nothing else."""
-        self.stream, self.plain = stream, len(stream) <= MOST_INLINE
-
     def carry(self, thing: Movable) -> int:
         """Take ``thing`` along; return the index by which the receiver can `claim` it."""
         if len(self.movables) >= MOST_DESCRIPTORS - 1:  # one is the segment's
@@ -131,10 +127,6 @@ class Parcel:
         self.movables = (*self.movables, thing)
         thing._leave()
         return len(self.movables) - 1
-
-    def small(self, size: int) -> bool:
-        """Tell whether `seal` makes at most so many bytes of it, and nothing else."""
-        return self.plain and len(self.stream) + _HEAD.size <= size
 
     def own(self) -> None:
         """Copy the buffers, so that the caller may change the originals."""
@@ -213,14 +205,19 @@ _ATOMS: Final = frozenset({type(None), bool, int, float, str})
 
 
 def are_atoms(things: Iterable[object]) -> bool:
-    """Tell whether `pack_atoms` is for a list (of tuples) of these."""
+    """Tell whether `dump_atoms` is for a list (of tuples) of these."""
     return _ATOMS.issuperset(map(type, things))
 
 
-def pack_atoms(message: object) -> Parcel:
-    """As `pack`, in a third of the time."""
+def dump_atoms(message: object) -> bytes:
+    """Return the stream of a message, in a third of the time that `pack` takes."""
+    return pickle.dumps(message, 5)
+
+
+def of(stream: bytes) -> Parcel:
+    """Return a message that is this stream, and nothing else."""
     parcel = Parcel()
-    parcel.hold(pickle.dumps(message, 5))
+    parcel.stream, parcel.plain = stream, len(stream) <= MOST_INLINE
     return parcel
 
 
@@ -236,7 +233,7 @@ def pack(
     Raises OSError if descriptors ran out for what it carries.
     """
     if type(message) in _ATOMS:
-        return pack_atoms(message)
+        return of(dump_atoms(message))
     parcel, outer = Parcel(), _packing.parcel
     _packing.parcel = parcel
     try:
@@ -261,9 +258,9 @@ def unpack(data: bytes, fds: list[int], start: int = 0) -> Any:
     unless it is interrupted (by what is no Exception) before one was claimed: then that can
     be done again.
     """
-    outer = _packing.arrived
-    if not fds and outer is None and data.startswith(PLAIN, start):
+    if not fds and data.startswith(PLAIN, start):  # as most, and who made it has claims to nothing
         return pickle.loads(data[start + _HEAD.size :])
+    outer = _packing.arrived
     arrived = _fork.owned(fds) if fds else None
     _packing.arrived = arrived
     try:

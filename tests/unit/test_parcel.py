@@ -80,7 +80,7 @@ class Loud(str):
 def test_what_has_no_parts_travels_as_all_else_does(atom: object) -> None:
     for message in (atom, [atom], [(True, atom), (True, None)]):
         assert alike(travelled(message), message)
-    with contextlib.closing(_parcel.pack_atoms([(True, atom)])) as parcel:
+    with contextlib.closing(_parcel.of(_parcel.dump_atoms([(True, atom)]))) as parcel:
         data, fds = parcel.seal(HEADER)
         assert alike(unpack(data, [os.dup(fd) for fd in fds], len(HEADER)), [(True, atom)])
 

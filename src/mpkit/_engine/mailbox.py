@@ -42,7 +42,7 @@ class Mailbox:
     def submit(self, entry: Entry) -> None:
         """Put in a task that is to be run."""
         self._submissions.append(entry)
-        if not self.patient:
+        if not (self.patient or self._woken):  # as `wake` asks, too
             self.wake()
 
     def tell(self, message: Callable[[], None]) -> None:

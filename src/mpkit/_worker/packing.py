@@ -42,18 +42,24 @@ def pack(call: Call, reader: Reader | None) -> tuple[bytes, Parcel | None]:
 
     Raises NotPicklable, naming what cannot travel.
     """
-    head, parcel = _pack(call, reader)
-    return (head, None) if parcel is None else _sealed(head, parcel)
+    head = _named(call.fn, reader)
+    if head is not None:
+        args, kwargs = call.args, call.kwargs
+        if not args and not kwargs:
+            return head, None
+        if _parcel.are_atoms(args) and (not kwargs or _parcel.are_atoms(kwargs.values())):
+            stream = _parcel.dump_atoms((args, kwargs))
+            if len(stream) <= _parcel.MOST_INLINE:
+                return head + _parcel.PLAIN + stream, None
+            return _sealed(head, _parcel.of(stream))
+    return _sealed(*_pack(call, head, reader))
 
 
-def _pack(call: Call, reader: Reader | None) -> tuple[bytes, Parcel | None]:
+def _pack(call: Call, head: bytes | None, reader: Reader | None) -> tuple[bytes, Parcel]:
     fn, args, kwargs = call.fn, call.args, call.kwargs
-    head = _named(fn, reader)
     if head is None:
-        head = _NAMELESS
-        return head, _parcel.pack((fn, args, kwargs), f"{call.what}(...)", PARTS, reader)
-    if not args and not kwargs:
-        return head, None
+        what = f"{call.what}(...)"
+        return _NAMELESS, _parcel.pack((fn, args, kwargs), what, PARTS, reader)
     return head, _parcel.pack((args, kwargs), f"{call.what}(...)", PARTS[1:], reader)
 
 
@@ -92,7 +98,10 @@ class Each:
         common = self._common
         if common:
             if _parcel.are_atoms(chunk):
-                parcel = _parcel.pack_atoms(chunk)
+                stream = _parcel.dump_atoms(chunk)
+                if len(stream) <= _SURELY_FITS:
+                    return _parcel.PLAIN + stream, None, common
+                parcel = _parcel.of(stream)
             else:
                 parcel = _parcel.pack(chunk, self._item, (), self._reader)
             if parcel.plain and len(parcel.stream) <= _SURELY_FITS:
@@ -133,9 +142,7 @@ class Part(NamedTuple):
     def seal(self) -> tuple[bytes, Parcel | None]:
         """Return what `pack` does of a call."""
         head = _PART_HEAD.pack(_PART, *self.bounds) + self.chunk.head
-        parcel = Parcel()
-        parcel.hold(self.chunk.stream)
-        return _sealed(head, parcel)
+        return _sealed(head, _parcel.of(self.chunk.stream))
 
 
 def pack_chunk(call: Call, reader: Reader | None) -> Chunk | None:
@@ -144,9 +151,10 @@ def pack_chunk(call: Call, reader: Reader | None) -> Chunk | None:
     Large buffers, in which several workers would write, cannot, nor can what moves only once;
     and what is large is not worth while to be sent and unpickled for each slice of it.
     """
-    head, parcel = _pack(call, reader)
-    if parcel is None:
+    head = _named(call.fn, reader)
+    if head is not None and not call.args and not call.kwargs:
         return None
+    head, parcel = _pack(call, head, reader)
     with contextlib.closing(parcel):
         again = parcel.alone and len(parcel.stream) <= MOST_AGAIN
         return Chunk(head, parcel.stream) if again else None
@@ -214,8 +222,10 @@ def _named(fn: Callable[..., Any], reader: Reader | None) -> bytes | None:
     known = _known.get(id(fn))
     if known is not None:
         same, module, name, head, has_it = known
-        if same is fn and (has_it is None or has_it is reader) and _is_there(fn, module, name):
-            return head
+        if same is fn and (has_it is None or has_it is reader):
+            there = sys.modules.get(module)  # as `_is_there`, for one call less
+            if there is not None and there.__dict__.get(name) is fn:
+                return head
     if type(fn) not in (FunctionType, BuiltinFunctionType):
         return None
     module, name = fn.__module__, fn.__qualname__
