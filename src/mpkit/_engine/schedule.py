@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PACKET_SECONDS = 0.001
 
 #: Tasks in a packet at most: an estimate may be wrong.
-MOST_IN_PACKET = 64
+MOST_IN_PACKET = 256
 
 #: Tasks shorter than this (seconds) are sent ahead of need, so that a worker never idles
 #: while its answer travels. For longer ones the pause is below one per cent.

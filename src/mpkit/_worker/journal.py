@@ -35,6 +35,7 @@ from typing import Any, Final
 
 from mpkit import _fork
 from mpkit._platform import memory
+from mpkit._platform.memory import KEEPS_ORDER
 
 #: Bytes of a record at most. (Arbitrary: the result of a short task is mostly much shorter.)
 MOST_BYTES: Final = 400
@@ -47,7 +48,7 @@ _TURN: Final = 0xFFFF_FFFF
 #: what may be lost where a record does not fit at the end. What it is asked for besides, past the
 #: supervisor, is while half of it is free. (What `schedule` calls "most in a
 #: packet" is not imported for that, as a worker needs nothing else of it. A test looks after it.)
-_SIZE: Final = 64 * 1024
+_SIZE: Final = 256 * 1024
 
 #: Which of the words of a slot: as above, in that order.
 _WRITTEN, _WANTED, _BEGUN, _TAKEN_BACK, _KINDS = range(5)
@@ -78,14 +79,14 @@ def _fence() -> None:
     """
     with _turnstile:
         pass
-    if not memory.KEEPS_ORDER:  # where it is kept, any lock is a fence
+    if not KEEPS_ORDER:  # where it is kept, any lock is a fence
         with _turnstile:
             pass
 
 
 def _in_order() -> None:
     """As `_fence`, but a load after this may be done before a store before it."""
-    if not memory.KEEPS_ORDER:
+    if not KEEPS_ORDER:
         _fence()
 
 
@@ -116,13 +117,17 @@ class Journal:
         self._count, self._wanted, self._begun, self._taken_back = (
             _place(kind, self._slot, self._slots) for kind in range(_KINDS)
         )
-        self._records = view[_start(self._slot, self._slots) :][:_SIZE]
+        self._start = _start(self._slot, self._slots)
 
     def begin_task(self, packet: int, index: int) -> bool:
         """Begin with a task of a packet; False if it was taken back, as all behind it were."""
-        self._counts[self._begun] = packet * _MOST_TASKS + index + 1
-        _fence()
-        taken_back = self._counts[self._taken_back]
+        counts = self._counts
+        counts[self._begun] = packet * _MOST_TASKS + index + 1
+        with _turnstile:  # as `_fence`, for one call less
+            pass
+        if not KEEPS_ORDER:
+            _fence()
+        taken_back = counts[self._taken_back]
         if not taken_back:  # as with most workers, ever
             return True
         of, first = divmod(taken_back, _MOST_TASKS)
@@ -137,16 +142,22 @@ class Journal:
         place = self._written % _SIZE
         if place + size > _SIZE:
             if place + _LENGTH.size <= _SIZE:
-                _LENGTH.pack_into(self._records, place, _TURN)
+                _LENGTH.pack_into(self._shared, self._start + place, _TURN)
             self._written += _SIZE - place
             place = 0
-        self._records[place : place + size] = _LENGTH.pack(len(record)) + record
+        begin = self._start + place
+        self._shared[begin : begin + size] = _LENGTH.pack(size - _LENGTH.size) + record
         self._written += size
-        _in_order()
-        self._counts[self._count] = self._written
-        _fence()
-        sleep = self._counts[0]
-        if sleep in (0, self._woken) or (asked and not self._counts[self._wanted]):
+        counts = self._counts
+        if not KEEPS_ORDER:
+            _fence()
+        counts[self._count] = self._written
+        with _turnstile:  # as in `begin_task`
+            pass
+        if not KEEPS_ORDER:
+            _fence()
+        sleep = counts[0]
+        if not sleep or sleep == self._woken or (asked and not counts[self._wanted]):
             return False
         self._woken = sleep
         return True
@@ -248,14 +259,14 @@ class Journals:
 
     def _between(self, slot: int, read: int, written: int) -> list[bytes]:
         records: list[bytes] = []
-        start = _start(slot, self._slots)
+        start, unpack = _start(slot, self._slots), _LENGTH.unpack_from
         while read < written:
             first = read % _SIZE
             # As far as it goes on without a turn: to copy all of it costs as much as one record.
             piece = bytes(self._records[start + first : start + min(first + written - read, _SIZE)])
-            place = 0
-            while place + _LENGTH.size <= len(piece):
-                (length,) = _LENGTH.unpack_from(piece, place)
+            place, end = 0, len(piece) - _LENGTH.size
+            while place <= end:
+                (length,) = unpack(piece, place)
                 if length == _TURN:
                     break
                 begin = place + _LENGTH.size

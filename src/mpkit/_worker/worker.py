@@ -31,11 +31,11 @@ _state: dict[str, Any] = {}
 
 _NOW = _wait.Deadline(0)
 
-#: Bytes of an outcome that fits into the journal.
-_MOST_SMALL: Final = MOST_BYTES - wire.DONE_SIZE
+#: Bytes of the stream of an outcome that fits into the journal.
+_MOST_SMALL: Final = MOST_BYTES - wire.DONE_SIZE - len(_parcel.PLAIN)
 
-#: When a task began and ended, the kind of what came of it, and that.
-Outcome = tuple[float, float, bytes, "Parcel"]
+#: When a task began and ended, the kind of what came of it, and that; sealed, if it is small.
+Outcome = tuple[float, float, bytes, "Parcel | bytes"]
 
 
 def worker_state() -> dict[str, Any]:
@@ -146,7 +146,6 @@ def _finalize(finalizer: Call, reports: Reports) -> None:
 def _run(task: int, packed: bytes, fds: list[int], common: bytes) -> Outcome:
     """Run one task."""
     began = time.monotonic()
-    what = f"task {task}"
     fn: Any
     args: Any
     kwargs: dict[str, Any] = {}
@@ -158,20 +157,32 @@ def _run(task: int, packed: bytes, fds: list[int], common: bytes) -> Outcome:
             fn, args, kwargs = packing.unpack(packed, fds)
             call = fn
     except BaseException as error:  # noqa: BLE001  unpickling is user code
+        what = f"task {task}"
         error.add_note(f"(raised while a worker unpickled the arguments of {what})")
         _reader.note_missing(error)
-        return began, time.monotonic(), _outcome.FAILED, _outcome.pack_error(what, error)
+        parcel = _outcome.pack_error(what, error)
+        return began, time.monotonic(), _outcome.FAILED, _sealed_if_small(parcel)
     try:
         value = call(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001  to be raised in the parent
         ended = time.monotonic()
-        parcel = _outcome.pack_error(f"{what} ({_outcome.describe(fn)})", error, skip_frames=1)
-        return began, ended, _outcome.FAILED, parcel
+        parcel = _outcome.pack_error(f"task {task} ({_outcome.describe(fn)})", error, skip_frames=1)
+        return began, ended, _outcome.FAILED, _sealed_if_small(parcel)
     ended = time.monotonic()
-    if common and _parcel.are_atoms(itertools.chain.from_iterable(value)):
-        return began, ended, _outcome.DONE, _parcel.pack_atoms(value)
-    kind, parcel = _outcome.pack_result(what, fn, value)
-    return began, ended, kind, parcel
+    atoms = itertools.chain.from_iterable(value) if common else (value,)
+    if not _parcel.are_atoms(atoms):
+        kind, parcel = _outcome.pack_result(f"task {task}", fn, value)
+        return began, ended, kind, _sealed_if_small(parcel)
+    stream = _parcel.dump_atoms(value)
+    small = len(stream) <= _MOST_SMALL  # as `_sealed_if_small`, without a parcel
+    return began, ended, _outcome.DONE, _parcel.PLAIN + stream if small else _parcel.of(stream)
+
+
+def _sealed_if_small(parcel: Parcel) -> Parcel | bytes:
+    if not parcel.plain or len(parcel.stream) > _MOST_SMALL:
+        return parcel
+    sealed, _ = parcel.seal()
+    return sealed
 
 
 class Reports:
@@ -208,9 +219,12 @@ class Reports:
         began, ended, kind, parcel = outcome
         resident = memory.resident_bytes() if self._report_memory else 0
         header = wire.done_header(task, began, ended, resident)
-        if self._journal is not None and parcel.small(_MOST_SMALL):
-            data, _ = parcel.seal(header + kind)
-            self._write(data, asked=asked and kind == _outcome.DONE)
+        if isinstance(parcel, bytes):
+            report = header + kind + parcel
+            if self._journal is None:
+                self.send(report)
+            else:
+                self._write(report, asked=asked and kind == _outcome.DONE)
             return
         what, to = f"task {task}", "the process that has the pool"
         _outcome.send(self._outbox, header, kind, parcel, what, to)
