@@ -86,12 +86,12 @@ clean: ## Remove everything that the other targets made, .venv too
 	find src tests examples benchmarks docs tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The stamps. mpkit is installed editable, so only a change of its requirements
-# makes one out of date.
+# makes one out of date. (What is for development has in it what the tests need.)
 $(VENV)/.has-progress $(VENV)/.has-test $(VENV)/.has-dev $(VENV)/.has-docs $(VENV)/.has-bench: \
 		$(VENV)/.made pyproject.toml
 	@echo "installing mpkit[$(subst .has-,,$(@F))] into $(VENV)"
 	@$(PY) -m pip install -qq --disable-pip-version-check --editable ".[$(subst .has-,,$(@F))]"
-	@touch $@
+	@touch $@ $(if $(filter .has-dev,$(@F)),$(VENV)/.has-test $(VENV)/.has-progress)
 
 # A name on PATH can be too old, a pyenv shim for a version that is not there, or a
 # Debian Python without venv. So each candidate is run before one is taken.

@@ -17,6 +17,8 @@ from tests.documents import ROOT, Block, blocks, check, same_program
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.any_python
+
 EDITION = {
     "README.zh.md": "README.md",
     "docs/zh/tutorial.md": "docs/tutorial.md",

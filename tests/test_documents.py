@@ -16,6 +16,9 @@ from tests.support import PATIENCE
 if TYPE_CHECKING:
     from pathlib import Path
 
+# The README and the tutorial are followed on every Python by `make release-check`.
+pytestmark = pytest.mark.any_python
+
 DOCS = ROOT / "docs"
 # The programs of docs/lessons.md are files that tests/process/test_lessons.py runs, and
 # those of the Chinese edition are the English ones, which tests/test_chinese.py sees to.

@@ -10,6 +10,8 @@ import pytest
 
 import mpkit
 
+pytestmark = pytest.mark.any_python
+
 SOURCE = Path(mpkit.__file__).parent
 
 #: Lowest first. A module may import only from modules before it in this list.

@@ -88,6 +88,7 @@ def end_of(array: Any) -> tuple[int, int]:
     return len(array), int(array[-1])
 
 
+@pytest.mark.any_python
 def test_3_gib_travel_there_and_back() -> None:
     """Row 17b of the table of faults."""
     if available() < 3 * LARGEST:

@@ -39,17 +39,21 @@ LOCAL = {"left", "again"}
 
 
 class Process(NamedTuple):
-    """``at`` is the name of the next step."""
+    """``at`` is the name of the next step. (What names other processes comes last: see `_LOOKS`.)"""
 
     at: str
     ticket: int = 0  # of its entry, while that stands
     left: int = 0  # the ticket that it had, while it leaves
-    seen: int = OUT  # who is ahead, or holds, as it was when looked at
     first: bool = False
     rung: bool = False  # a byte is in the bell
-    watched: int = OUT
     turns: int = 1  # how often it still comes to wait
+    seen: int = OUT  # who is ahead, or holds, as it was when looked at
+    watched: int = OUT
     next: int = OUT
+
+
+#: What can be told of a process without naming another one.
+_LOOKS = slice(Process._fields.index("seen"))
 
 
 class State(NamedTuple):
@@ -326,39 +330,39 @@ def _settled(state: State) -> State:
     Who is called what makes no difference, and neither do the numbers on the tickets.
     """
     crew = state.processes
-    order = sorted(range(len(crew)), key=lambda who: _looks(crew[who]))
-    tickets = sorted({0, *(p.ticket for p in crew), *(p.left for p in crew)})
-    if (
-        order == sorted(order)
-        and tickets == list(range(len(tickets)))
-        and state.tickets == tickets[-1]
-    ):
+    looks = [process[_LOOKS] for process in crew]
+    order = sorted(range(len(crew)), key=looks.__getitem__)
+    tickets = sorted({0, *[p.ticket for p in crew], *[p.left for p in crew]})
+    last = len(tickets) - 1
+    if order == [*range(len(crew))] and tickets[-1] == last == state.tickets:
         return state
-    names = {OUT: OUT, **{who: index for index, who in enumerate(order)}}
+    names = [order.index(who) for who in range(len(crew))] + [OUT]  # so that OUT is itself
     number = {ticket: index for index, ticket in enumerate(tickets)}
     return State(
         names[state.holder],
         names[state.joiner],
-        len(tickets) - 1,
+        last,
         state.waited_for,
         names[state.first],
         state.bell,
         tuple(
-            crew[who]._replace(
-                ticket=number[crew[who].ticket],
-                left=number[crew[who].left],
-                seen=names[crew[who].seen],
-                watched=names[crew[who].watched],
-                next=names[crew[who].next],
+            # Not _replace(), which takes several times as long: this is done for every step.
+            Process(
+                at,
+                number[ticket],
+                number[left],
+                first,
+                rung,
+                turns,
+                names[seen],
+                names[watched],
+                names[after],
             )
-            for who in order
+            for at, ticket, left, first, rung, turns, seen, watched, after in [
+                crew[who] for who in order
+            ]
         ),
     )
-
-
-def _looks(process: Process) -> tuple[object, ...]:
-    """Return what can be told of a process without naming another one."""
-    return process.at, process.ticket, process.left, process.first, process.rung, process.turns
 
 
 def _only_by_accident(state: State, after: State) -> bool:
@@ -384,7 +388,7 @@ def _nearest(state: State, ticket: int, *, before: bool) -> int:
 
 def _put(state: State, who: int, process: Process) -> State:
     crew = state.processes
-    return state._replace(processes=(*crew[:who], process, *crew[who + 1 :]))
+    return State(*state[:-1], (*crew[:who], process, *crew[who + 1 :]))
 
 
 def _ring(state: State, who: int) -> State:

@@ -6,6 +6,8 @@ import pytest
 
 from tests.model.queue_model import RULES, Machine, explore, start
 
+pytestmark = pytest.mark.any_python
+
 
 @pytest.mark.timeout(1200)  # about a million states, which a busy machine takes long for
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tests.support import PATIENCE, python
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-pytestmark = pytest.mark.usefixtures("start_method")
+pytestmark = [pytest.mark.any_python, pytest.mark.usefixtures("start_method")]
 
 
 @pytest.fixture

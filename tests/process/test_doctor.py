@@ -20,6 +20,9 @@ from mpkit import _doctor, _selftest
 from mpkit._platform.cores import affinity
 from tests.support import PATIENCE, exists, python, until
 
+# It is asked on every Python by `make release-check`.
+pytestmark = pytest.mark.any_python
+
 METHODS = multiprocessing.get_all_start_methods()
 
 #: A program that tries what never ends, in place of everything.

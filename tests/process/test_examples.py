@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.cluster import Cluster
 
+pytestmark = pytest.mark.any_python
+
 SURVEY = ROOT / "examples" / "survey.py"
 
 

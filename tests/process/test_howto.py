@@ -27,6 +27,8 @@ from tests.support import PATIENCE, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.any_python
+
 SERVERS = "docs/howto/web-servers.md"
 
 

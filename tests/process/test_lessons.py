@@ -18,6 +18,8 @@ from tests.documents import ROOT, blocks, matches, run, same_program
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.any_python
+
 FOLDER = ROOT / "examples" / "lessons"
 LESSONS = sorted(path.stem for path in FOLDER.glob("[0-9][0-9]_*.py"))
 OURS = [stem for stem in LESSONS if not stem.endswith(("_stdlib", "_trap"))]

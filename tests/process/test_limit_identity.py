@@ -361,7 +361,7 @@ def test_code_given_on_the_command_line_is_one_place_in_forked_processes() -> No
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_code_given_on_the_command_line_reaches_a_module_in_spawned_processes(
+def test_code_given_on_the_command_line_reaches_a_module_in_processes_not_forked(
     program: Path, method: str
 ) -> None:
     """What is in `__main__` itself multiprocessing cannot find there; a module it can.

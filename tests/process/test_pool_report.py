@@ -104,6 +104,7 @@ def test_the_slowest_are_those_that_took_longest(tmp_path: Path) -> None:
     assert [float(cell.split()[3][:-1]) for cell in shown] == [n / 10 for n in range(999, 899, -1)]
 
 
+@pytest.mark.any_python
 def test_millions_of_tasks_make_no_larger_page_than_thousands(tmp_path: Path) -> None:
     path = tmp_path / "run.html"
     recorder = recorder_of_one()
@@ -255,6 +256,7 @@ def page(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.any_python
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_browser_draws_all_of_it(page: Path, dark: bool) -> None:
     facts = show(page, dark=dark)
@@ -279,6 +281,7 @@ def test_a_browser_draws_all_of_it(page: Path, dark: bool) -> None:
     assert all(contrast(*pair) >= 4.5 for pair in facts["colours"]), "legible to most"
 
 
+@pytest.mark.any_python
 def test_a_narrow_window_has_room_for_it(page: Path) -> None:
     facts = show(page, width=500)
     assert facts["problems"] == []

@@ -149,6 +149,7 @@ def test_what_is_held_never_changes_on_either_side(spawn: Spawn) -> None:
     assert not active_children()
 
 
+@pytest.mark.any_python
 def test_a_message_may_have_more_than_4_gib() -> None:
     """More than one call of write() takes, and than 32 bits can count."""
     if available() < 12 * 2**30:

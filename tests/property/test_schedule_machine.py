@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 from collections import Counter, deque
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mpkit._engine.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
 from mpkit._engine.schedule import MOST_IN_PACKET, MOST_START_FAILURES, SEND_AHEAD_BELOW, Schedule
+
+# Pure Python, and nothing of it is the system's.
+pytestmark = pytest.mark.any_python
 
 #: For what would keep all else from happening if it came as often as that.
 SELDOM = st.integers(0, 9).map(lambda number: number == 9)
