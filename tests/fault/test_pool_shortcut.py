@@ -137,8 +137,8 @@ class FakeWorker:
     def has_room(self) -> bool:
         return True
 
-    def hand(self, load: Load, receipt: list[int], *, asked: bool, common: bytes) -> None:
-        receipt.append(len(load.call))
+    def hand(self, loads: list[Load], receipt: list[int], *, asked: bool, common: bytes) -> None:
+        receipt.append(len(loads))
 
 
 def test_a_worker_that_was_taken_meanwhile_is_not_offered_again() -> None:

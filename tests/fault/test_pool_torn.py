@@ -65,6 +65,7 @@ GIVE: dict[str, Callable[[mpkit.TaskPool], object]] = {
     "submit": lambda pool: pool.submit(abs, -1),
     "apply": lambda pool: pool.apply(abs, (-1,)),
     "map": lambda pool: pool.map(abs, [-1, -2], 1),
+    "map, sliced": lambda pool: pool.map(abs, range(-8, 0)),
     "imap": lambda pool: list(pool.imap(abs, [-1, -2])),
 }
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mpkit._call import Call
     from mpkit._engine.feeds import Feeds
+    from mpkit._engine.shortcut import Volley
     from mpkit._reader import Reader
     from mpkit._task.options import Options
     from mpkit._task.task import Task
@@ -53,8 +54,11 @@ class Backend(Control, Protocol):
         """
 
     @property
-    def submit_part(self) -> Callable[[Task[Any], Part, bool], None] | None:
-        """As `submit`, for a part of a chunk that was packed; None if chunks stay whole."""
+    def submit_part(self) -> Callable[[Task[Any], Part, Volley | None], None] | None:
+        """As `submit`, for a part of a chunk that was packed; None if chunks stay whole.
+
+        What is submitted in a row has the same volley. What has none is fed.
+        """
 
     @property
     def submit_chunk(self) -> Callable[[Task[Any], Each, list[Any]], None] | None:

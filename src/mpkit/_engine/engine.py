@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mpkit._call import Call
     from mpkit._engine.settings import Settings
+    from mpkit._engine.shortcut import Volley
     from mpkit._parcel import Parcel
     from mpkit._reader import Reader
     from mpkit._task.options import Options
@@ -61,10 +62,11 @@ class Engine:
             _take_along(parcel, task)
         self._supervisor.submit(task, head, parcel, common)
 
-    def submit_part(self, task: Task[Any], part: Part, fed: bool) -> None:
+    def submit_part(self, task: Task[Any], part: Part, volley: Volley | None) -> None:
         """As `submit`, for a part of a chunk that was packed."""
-        self.check_open(fed)
-        self._supervisor.submit(task, *part.seal())
+        self.check_open(volley is None)
+        head, parcel = part.seal()
+        self._supervisor.submit(task, head, parcel, volley=volley)
 
     def close(self) -> None:
         """Take no more tasks; the workers leave when all are done."""

@@ -107,12 +107,26 @@ class Inbox:
         return sent
 
     def hand(
-        self, load: Load, receipt: list[int], *, asked: bool = False, common: bytes = b""
+        self, loads: Sequence[Load], receipt: list[int], *, asked: bool = False, common: bytes = b""
     ) -> None:
-        """Send one small task, in any thread; the ``receipt`` is as for `Link.send`."""
-        packet = wire.encode_run([load], asked=asked, common=common)
-        with contextlib.suppress(LinkDown):
-            self._link.send(packet, (), _NOW, receipt)
+        """Send a packet of small tasks, in any thread; the ``receipt`` is as for `Link.send`."""
+        if len(loads) == 1 or self.slot is None:
+            packet = wire.encode_run(loads, asked=asked, common=common)
+            with contextlib.suppress(LinkDown):
+                self._link.send(packet, (), _NOW, receipt)
+            return
+        number = next(self._numbers)
+        packet = wire.encode_run(loads, number=number, asked=asked, common=common)
+        with self._shared, contextlib.suppress(LinkDown):  # as in `send`
+            # Before it is sent, after which a signal handler may raise.
+            self._packets[number] = [task for task, _ in loads]
+            try:
+                self._link.send(packet, (), _NOW, receipt)
+            finally:
+                if not receipt:
+                    self._packets.pop(number, None)
+                elif len(self._packets) > MOST_PACKETS:
+                    del self._packets[next(iter(self._packets))]
 
     def written(self) -> int:
         """Return how much is in the worker's journal: where the report will be of the next task."""

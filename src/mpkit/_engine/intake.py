@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _parcel
 from mpkit._engine.ledger import Entry
-from mpkit._engine.shortcut import ENOUGH_UNHEARD, Shortcut
+from mpkit._engine.shortcut import ENOUGH_UNHEARD, HOLD, Shortcut
 from mpkit._platform import descriptors
 from mpkit._task.asked import Asked
 from mpkit._worker import wire
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mpkit._engine.ledger import Ledger
     from mpkit._engine.mailbox import Mailbox
     from mpkit._engine.schedule import Schedule
-    from mpkit._engine.shortcut import Handed
+    from mpkit._engine.shortcut import Handed, Volley
     from mpkit._engine.verdict import Verdict
     from mpkit._parcel import Parcel
     from mpkit._task.task import Task
@@ -61,11 +62,20 @@ class Intake:
     # called by any thread
 
     def submit(
-        self, task: Task[Any], head: bytes, parcel: Parcel | None, common: bytes = b""
+        self,
+        task: Task[Any],
+        head: bytes,
+        parcel: Parcel | None,
+        common: bytes = b"",
+        volley: Volley | None = None,
     ) -> None:
         """Have a call run, which `packing.pack` or `packing.Each` has made."""
         entry = Entry(task, head, parcel, common)
-        if self.shortcut.idle and parcel is None and task.options.timeout is None:
+        short = parcel is None and task.options.timeout is None
+        if short and volley is not None:
+            self._join(volley, entry)
+            return
+        if short and self.shortcut.idle:
             asked = task if isinstance(task, Asked) and self._answers else None
             handed = self.shortcut.send(entry, asked=asked is not None)
             if handed is not None:
@@ -75,6 +85,22 @@ class Intake:
                     self._mailbox.wake()
                 return
         self._mailbox.submit(entry)
+
+    def _join(self, volley: Volley, entry: Entry) -> None:
+        """Have a task run with others."""
+        if volley.launch is None:
+            volley.launch = functools.partial(self._launch, volley)
+        volley.waiting.append(entry)
+        if time.monotonic() >= volley.until:
+            self._launch(volley)
+            volley.until = time.monotonic() + HOLD
+
+    def _launch(self, volley: Volley) -> None:
+        wanted = self.shortcut.launch(volley, self._schedule.most_ahead, len(self._crew))
+        if wanted or len(self.shortcut) >= ENOUGH_UNHEARD:
+            self._mailbox.wake()
+        while volley.waiting:
+            self._mailbox.submit(volley.waiting.popleft())
 
     def _answer(self, task: Asked[Any], handed: Handed) -> wire.Done | None:
         """Wait for the answer to a task, in the thread that has asked; None if it is not its."""
@@ -121,6 +147,8 @@ class Intake:
         for handed in self.shortcut.handed():
             entry, number = handed.entry, handed.number
             task = entry.task
+            if not handed.receipt and task.cancelled():  # while its caller held it back
+                continue
             if not handed.receipt or number not in self._crew:
                 task.wait_again()
                 self._submitted([entry])

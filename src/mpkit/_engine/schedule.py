@@ -268,6 +268,11 @@ class Schedule:
         ]
 
     @property
+    def most_ahead(self) -> int:
+        """How many tasks a worker may have at most, as long as they have been taking. Any thread."""
+        return 2 * self._packet() or 1
+
+    @property
     def backlog(self) -> bool:
         """Whether so many tasks wait that nobody would be sent more if there were others."""
         return 0 < self._queued >= self._packet() * len(self._workers)

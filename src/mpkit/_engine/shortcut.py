@@ -16,10 +16,10 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mpkit._worker.wire import Load
+from mpkit._worker.wire import PER_LOAD, ROOM, Load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mpkit._engine.crew import Worker
     from mpkit._engine.ledger import Entry
@@ -62,6 +62,45 @@ class Handed:
         self.offered = False
 
 
+#: Seconds that tasks of a volley are held back at most. (To pack 20,000 numbers takes half of it.)
+HOLD = 0.001
+
+
+class Volley:
+    """What one caller submits in a row, and is to be sent together: see `Shortcut.launch`.
+
+    Whoever wakes a worker may have to wait until that has done what it was sent, if there are no
+    more processors; and the supervisor waits for the interpreter meanwhile. So the first task
+    goes at once, and those behind it when all are there, or `HOLD` has passed.
+    """
+
+    def __init__(self) -> None:
+        #: What is held back, until when (`time.monotonic`), and what sends it.
+        self.waiting: deque[Entry] = deque()
+        self.until = 0.0
+        self.launch: Callable[[], None] | None = None
+        #: By worker, what it was sent last, and how many.
+        self.sent: dict[int, tuple[Handed, int]] = {}
+
+    def deal(self, room: dict[int, int]) -> dict[int, list[Entry]]:
+        """Take out what waits, for workers that have room for so many, in turns."""
+        shares: dict[int, list[Entry]] = {}
+        while self.waiting and room:
+            for number in list(room):
+                if room[number] <= 0:
+                    del room[number]
+                elif self.waiting:
+                    room[number] -= 1
+                    shares.setdefault(number, []).append(self.waiting.popleft())
+        return shares
+
+    def end(self) -> None:
+        """No more will come: hold nothing back."""
+        launch, self.launch = self.launch, None
+        if self.waiting and launch is not None:
+            launch()
+
+
 class Shortcut:
     """The idle workers, and what was sent to them."""
 
@@ -98,7 +137,59 @@ class Shortcut:
             handed = Handed(entry, number, worker, asked=asked)
             self._handed.append(handed)  # first, so that it is known before it is reported
             load = Load(entry.task.number, entry.head)
-            worker.inbox.hand(load, handed.receipt, asked=asked, common=entry.common)
+            worker.inbox.hand([load], handed.receipt, asked=asked, common=entry.common)
+        return handed
+
+    def launch(self, volley: Volley, most: int, workers: int) -> bool:
+        """Send what waits in a volley to workers that are idle, or have something of it.
+
+        Each may have so many of them at ``most``, and what nobody may have stays there. Returns
+        whether the supervisor is wanted: for what could not be sent (as after `send`), or since
+        not all of so many workers have some, and one may have nothing to do before these report.
+        """
+        wanted = behind = False
+        with self._sending:
+            # To those of whom the supervisor has heard it may have sent something since.
+            ours = {n: last for n, last in volley.sent.items() if not last[0].heard}
+            # These come first: they will have done some of it when the others begin.
+            room = {n: most - count for n, (_, count) in ours.items()}
+            room |= {n: most for n, worker in self.idle.items() if worker.inbox.has_room()}
+            shares = volley.deal({} if self._closed else room)
+            # Those that are to be woken come last.
+            for number in sorted(shares, key=self.idle.__contains__):
+                last, count = ours.get(number, (None, 0))
+                worker = last.worker if last else self.idle.pop(number, None)
+                if worker is None:  # a signal handler's task has it
+                    volley.waiting += shares[number]
+                    continue
+                handed = self._hand(number, worker, shares[number])
+                if handed:
+                    volley.sent[number] = handed[-1], count + len(handed)
+                wanted |= not all(it.receipt for it in handed)
+                behind |= count + len(handed) > 1
+        return wanted or (behind and len(volley.sent) < workers)
+
+    def _hand(self, number: int, worker: Worker, entries: list[Entry]) -> list[Handed]:
+        """Send tasks to a worker, as few packets as there can be. Holds the lock."""
+        handed: list[Handed] = []
+        loads: list[Load] = []
+        receipt: list[int] = []
+        room = ROOM
+        for entry in entries:
+            size = len(entry.head) + PER_LOAD
+            if size > room and loads:
+                worker.inbox.hand(loads, receipt)
+                loads, receipt, room = [], [], ROOM
+            it = Handed(entry, number, worker, asked=False)
+            handed.append(it)
+            # Before it runs, or nobody would know of it after an interruption.
+            self._handed.append(it)
+            if entry.task.set_running_or_notify_cancel():
+                it.receipt = receipt
+                loads.append(Load(entry.task.number, entry.head))
+                room -= size
+        if loads:
+            worker.inbox.hand(loads, receipt)
         return handed
 
     def answer(self, handed: Handed) -> Done | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import AsyncIterable, Sized
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mpkit import _outcome
 from mpkit._call import Call
+from mpkit._engine.shortcut import Volley
 from mpkit._pickling import Stays
 from mpkit._pool import progress as progress_
 from mpkit._pool.async_input import Awaited
@@ -23,13 +25,13 @@ from mpkit._worker import chunks, packing
 from mpkit._worker.slices import MANY, SLICE_SECONDS, Bounds
 
 if TYPE_CHECKING:
-    import itertools
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from mpkit._engine.backend import Backend
     from mpkit._pool.gather import Slice
     from mpkit._pool.progress import Progress
     from mpkit._task.options import Options
+    from mpkit._worker.packing import Chunk
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -98,15 +100,14 @@ class Caller(Stays):
         name = _outcome.describe(fn)
         if self._carriage is not None:
             fn, iterable, star = self._carriage.each(fn, iterable, star=star)
-        items = list(iterable)
+        items = chunks.sliceable(iterable)
         size = chunksize or chunks.default_size(len(items), self._backend.workers)
-        pieces = list(chunks.split(items, size))
         sliced = chunksize is None and size > 1
-        parts: _Parts[R] = _Parts(self, fn, pieces, star=star, sliced=sliced)
+        parts: _Parts[R] = _Parts(self, fn, items, size, star=star, sliced=sliced)
+        sizes = parts.sizes
         meter = progress_.meter(progress, len(items))
-        sizes = [len(piece) for piece in pieces]
         longest = math.inf if self._options.timeout is None else SLICE_SECONDS
-        gather: Gather[R] = Gather(self._backend, parts.submit, sizes, meter, longest)
+        gather: Gather[R] = Gather(self._backend, parts.submit, sizes, meter, longest, parts.flush)
         whole = gather.whole = Task(f"map of {name}", self._options, control=gather)
         whole.call_back(callback, error_callback)
         gather.begin()
@@ -181,7 +182,8 @@ class _Parts(Generic[R]):
         self,
         caller: Caller,
         fn: Callable[..., R],
-        pieces: Sequence[Sequence[Any]],
+        items: Sequence[Any],
+        size: int,
         *,
         star: bool,
         sliced: bool,
@@ -189,22 +191,56 @@ class _Parts(Generic[R]):
         self._caller = caller
         self._fn = fn
         self._name = _outcome.describe(fn)
-        self._pieces = pieces
+        self._items = items
         self._star = star
         #: Submits a slice; None if chunks stay whole.
         self._submit_part = caller._backend.submit_part if sliced else None
+        self._volley = Volley()
+        #: How many items each chunk has.
+        self.sizes = chunks.sizes(len(items), size)
+        #: The first one, if it is packed: for its size.
+        self._packed: list[Chunk | None] = []
+        if self._submit_part is not None and size >= chunks.MANY:
+            first = self._pack(self._piece(0))
+            self._packed = [first]
+            if first is not None and len(first.stream) <= chunks.SMALL:
+                self.sizes = chunks.joined(self.sizes)
+        self._firsts = list(itertools.accumulate(self.sizes, initial=0))
+
+    def _piece(self, chunk: int) -> Sequence[Any]:
+        """Return the items of a chunk."""
+        first, size = self._firsts[chunk] if chunk else 0, self.sizes[chunk]
+        piece = self._items[first : first + size]
+        if len(piece) < size:
+            raise RuntimeError(
+                "the list that a map was given became shorter before it was sent: have nobody "
+                "change it meanwhile, or give the map a copy"
+            )
+        return piece
+
+    def _pack(self, piece: Sequence[Any]) -> Chunk | None:
+        call = Call(self._fn, (piece, self._star), {})
+        return packing.pack_chunk(call, self._caller._backend.reader)
+
+    def flush(self) -> None:
+        """All was submitted: have it run, if some of it is held back."""
+        self._items = ()  # which may be much, and to let go of it when all is done takes time then
+        self._volley.end()
 
     def submit(self, part: Slice) -> Task[tuple[list[R], float]]:
         """Submit a slice of a chunk; or all of it, if it stays whole or cannot be sent again."""
-        args = self._pieces[part.chunk], self._star
-        if self._submit_part is not None and part.packed is None:
-            call, reader = Call(self._fn, args, {}), self._caller._backend.reader
-            part.packed = packing.pack_chunk(call, reader)
-        if self._submit_part is None or part.packed is None:
-            return self._caller._submit(chunks.run_all, (self._fn, *args), {}, name=self._name)
+        if part.packed is None:
+            piece = self._piece(part.chunk)
+            if self._submit_part is not None:
+                part.packed = self._packed.pop() if self._packed else self._pack(piece)
+            if part.packed is None:
+                args = self._fn, piece, self._star
+                return self._caller._submit(chunks.run_all, args, {}, name=self._name)
+        assert self._submit_part is not None
         task = self._caller._task(self._name)
         # With a timeout after each item, or long ones behind many short ones would exceed it.
         most = MANY if self._caller._options.timeout is None else 1
         what = packing.Part(part.packed, Bounds(part.start, part.stop, part.seconds, most))
-        self._submit_part(task, what, part.start > 0)  # the pool may have been closed meanwhile
+        # When there is some left of a chunk the pool may have been closed meanwhile.
+        self._submit_part(task, what, None if part.start else self._volley)
         return task

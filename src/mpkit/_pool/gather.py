@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import itertools
 import math
 import threading
 from concurrent.futures import CancelledError
@@ -81,6 +82,10 @@ def _kill(task: Task[Any]) -> bool:
     return task.kill()
 
 
+def _flushed() -> None:
+    """Nothing is held back."""
+
+
 class Gather(Generic[R]):
     """Makes one list of the results of a map's slices, in their order. Any thread may use it.
 
@@ -91,6 +96,7 @@ class Gather(Generic[R]):
         sizes: how many items each chunk has.
         meter: is told of progress.
         longest: seconds of a slice at most.
+        flush: is called when all chunks are submitted, of which some may be held back.
 
     """
 
@@ -103,11 +109,13 @@ class Gather(Generic[R]):
         sizes: Sequence[int],
         meter: Meter,
         longest: float = math.inf,
+        flush: Callable[[], None] = _flushed,
     ) -> None:
         self._backend = backend
         self._submit = submit
         self._meter = meter
         self._longest = longest
+        self._flush = flush
         # Re-entrant: a signal handler may cancel a map.
         self._lock = threading.RLock()
         chunks = [Slice(number, 0, size, SLICE_SECONDS, None) for number, size in enumerate(sizes)]
@@ -115,8 +123,10 @@ class Gather(Generic[R]):
         self._running: dict[Slice, Task[tuple[list[R], float]] | None] = dict.fromkeys(chunks)
         self._rests: list[_Rest] = []
         self._rests_seconds = 0.0
-        #: By chunk and start.
-        self._results: dict[tuple[int, int], list[R]] = {}
+        #: Where each chunk begins among all items, and how many there are.
+        *self._firsts, self._count = itertools.accumulate(sizes, initial=0)
+        #: The results, each where it belongs; made when there is time for that.
+        self._values: list[Any] = []
         #: Where the first items are that failed, and how.
         self._failed: tuple[tuple[int, int], BaseException] | None = None
         #: How to end what runs, if nothing more is to begin.
@@ -130,6 +140,9 @@ class Gather(Generic[R]):
             self._backend.feeds.enter(self)
             for chunk in list(self._running):
                 self._begin(chunk)
+            self._flush()
+            with self._lock:  # while the workers begin
+                self._make_room()
             self._go_on()
         except BaseException:  # the caller gets that, and nobody the whole
             self.whole.call_back(None, None)
@@ -188,12 +201,19 @@ class Gather(Generic[R]):
             if error is not None:
                 self._note_failure(part.place, error)
             else:
-                self._results[part.place] = values
+                self._make_room()
+                first = self._firsts[part.chunk]
+                self._values[first + part.start : first + start] = values
                 if start < part.stop:
                     self._leave(_Rest(-seconds, part.chunk, start, part.stop, part.packed))
             # Last: a part that was interrupted is not over, or it would be missing in the list.
             del self._running[part]
         return True
+
+    def _make_room(self) -> None:
+        """Have a place for each result. Holds the lock."""
+        if not self._values:
+            self._values = [None] * self._count
 
     def _hear_again(self) -> None:
         """A Ctrl-C may have come while a part was about to tell us of its end: have it tell."""
@@ -265,10 +285,7 @@ class Gather(Generic[R]):
             if self._failed is not None:
                 self.whole.set_exception(self._failed[1])
                 return
-            values: list[R] = []
-            for place in sorted(self._results):
-                values += self._results.pop(place)
-            self.whole.set_result(values)
+            self.whole.set_result(self._values)
         except BaseException:  # of a Ctrl-C: then who catches that has it done again
             self._over = self.whole.done()
             raise

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from mpkit._call import Call
     from mpkit._engine.settings import Settings
+    from mpkit._engine.shortcut import Volley
     from mpkit._parcel import Parcel
     from mpkit._reader import Reader
     from mpkit._task.options import Options
@@ -114,8 +115,8 @@ class Inline(NoControl):
         self.check_open(fed)
         self._take(task, *packing.pack(call, self.reader))
 
-    def submit_part(self, task: Task[Any], part: Part, fed: bool) -> None:
-        self.check_open(fed)
+    def submit_part(self, task: Task[Any], part: Part, volley: Volley | None) -> None:
+        self.check_open(volley is None)
         self._take(task, *part.seal())
 
     def _take(self, task: Task[Any], head: bytes, parcel: Parcel | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _outcome
 from mpkit._worker.slices import call_with_each
@@ -19,6 +19,30 @@ def split(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk
+
+
+#: Of chunks with so many items two become one, if the first one has no more bytes than this. (A
+#: chunk costs some 0.15 ms besides its items; a thousand of the shortest take 0.1 ms.)
+MANY: Final = 1000
+SMALL: Final = 16 * 1024
+
+
+def sliceable(items: Any) -> Sequence[Any]:
+    """Return all items as something whose slices are as one expects: a list or a tuple as it is."""
+    whole: Sequence[Any] = items if type(items) in (list, tuple) else list(items)
+    return whole
+
+
+def sizes(items: int, size: int) -> list[int]:
+    """Return how many items each chunk has, if no more than ``size``."""
+    whole, rest = divmod(items, size)
+    return [size] * whole + [rest] * (rest > 0)
+
+
+def joined(sizes: Sequence[int]) -> list[int]:
+    """Return the first chunk, with which a worker can begin soonest, and then pairs of them."""
+    pairs = itertools.zip_longest(sizes[1::2], sizes[2::2], fillvalue=0)
+    return [*sizes[:1], *map(sum, pairs)]
 
 
 def default_size(items: int, workers: int) -> int:

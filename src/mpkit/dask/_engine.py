@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from mpkit._call import Call
+    from mpkit._engine.shortcut import Volley
     from mpkit._reader import Reader
     from mpkit._task.options import Options
     from mpkit._task.task import Task
@@ -119,11 +120,11 @@ class DaskEngine:
         self.check_open(True)
         self._add(Entry(task, _loads.pack_chunk(each, chunk)), True)
 
-    def submit_part(self, task: Task[Any], part: Part, fed: bool) -> None:
+    def submit_part(self, task: Task[Any], part: Part, volley: Volley | None) -> None:
         """As `submit`, for a part of a chunk that was packed."""
-        self.check_open(fed)
+        self.check_open(volley is None)
         # It ends by its own clock: others in its packet would wait for that.
-        self._add(Entry(task, _loads.pack_part(part), alone=True), fed)
+        self._add(Entry(task, _loads.pack_part(part), alone=True), volley is None)
 
     def _add(self, entry: Entry, fed: bool) -> None:
         with self._door:
