@@ -23,7 +23,8 @@ import mmap
 import os
 import resource
 import struct
-from typing import TYPE_CHECKING, Final
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _fork
 from mpkit._link import Malformed
@@ -49,8 +50,11 @@ SMALL: Final = 1024 * 1024
 _COUNT = struct.Struct("=Q")
 #: Parts start at multiples of this many bytes: a cache line, and what SIMD code likes.
 _ALIGNED = 64
-#: Bytes to copy at a time into a mapping: meanwhile no other thread runs.
+#: Bytes to copy at a time into a mapping: meanwhile no other thread runs. NumPy, if somebody has
+#: imported it, lets others run (so the supervisor of a pool sends one array while its caller copies
+#: the next). Then it is as long as no signal handler has to run. (Arbitrary.)
 _AT_A_TIME = 4 * 1024 * 1024
+_AT_A_TIME_BESIDE = 64 * 1024 * 1024
 
 
 class Loan:
@@ -120,9 +124,16 @@ class _Segment(Loan):
         # Into a mapping: twice as fast as write(), where the pages are there.
         mapped = self._mapped
         assert mapped is not None
-        for start in range(0, len(part), _AT_A_TIME):
-            piece = part[start : start + _AT_A_TIME]
-            mapped[offset + start : offset + start + len(piece)] = piece
+        numpy: Any = sys.modules.get("numpy") if len(part) > _AT_A_TIME else None
+        beside = hasattr(numpy, "copyto")  # or it is being imported
+        step = _AT_A_TIME_BESIDE if beside else _AT_A_TIME
+        for start in range(0, len(part), step):
+            piece, first = part[start : start + step], offset + start
+            if beside:
+                place = numpy.frombuffer(mapped, "u1", len(piece), first)
+                numpy.copyto(place, numpy.frombuffer(piece, "u1"))
+            else:
+                mapped[first : first + len(piece)] = piece
 
     def _map(self) -> bool:
         if self._mapped is None:
@@ -130,9 +141,12 @@ class _Segment(Loan):
         return self._mapped is not None
 
     def _unmap(self) -> None:
-        if self._mapped is not None:
-            self._mapped.close()
-            self._mapped = None
+        mapped, self._mapped = self._mapped, None
+        if mapped is not None:
+            try:  # without contextlib, which this module may have lost, at the end
+                mapped.close()
+            except BufferError:
+                """In a forked child it is in use for ever by a thread that is not there."""
 
     def lend(self) -> Loan | None:
         """Return another open file of it, which has a lock; None where there can be none."""

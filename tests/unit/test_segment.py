@@ -7,10 +7,12 @@ import errno
 import os
 import random
 import resource
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from mpkit import _segment
@@ -294,3 +296,59 @@ class TestWithoutMeans:
         assert inode(fd) == first
         assert read(fd, used) == [filled(LARGE, b"w")]
         os.close(fd)
+
+
+@pytest.mark.parametrize("with_numpy", [True, False])
+def test_what_is_copied_in_pieces_is_whole(
+    with_numpy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_segment, "_AT_A_TIME", 1000)
+    monkeypatch.setattr(_segment, "_AT_A_TIME_BESIDE", 30_000)
+    if not with_numpy:
+        monkeypatch.setitem(sys.modules, "numpy", None)
+    size = 100_007
+    before = used_inode(2 * size)
+    content = random.Random(6).randbytes(size)
+    loan, used = write([memoryview(b"stream"), memoryview(content)])
+    with contextlib.closing(loan):
+        assert inode(loan.fd) == before, "it has a mapping by now"
+        assert [bytes(part) for part in read(loan.fd, used)] == [b"stream", content]
+
+
+def test_a_child_that_is_forked_in_the_midst_of_a_copy_keeps_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even of memory that the copying thread, which is not in the child, has in use."""
+    os.close(sent(LARGE)[0])
+    monkeypatch.setattr(_segment, "_AT_A_TIME", 1000)
+    copying, go, copyto = threading.Event(), threading.Event(), np.copyto
+
+    def copy(*args: Any) -> None:
+        copying.set()
+        assert go.wait(60)
+        copyto(*args)
+
+    raised: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)  # by what a fork calls in the child
+    monkeypatch.setattr(np, "copyto", copy)
+    with ThreadPoolExecutor(1) as thread:
+        message = thread.submit(sent, LARGE, b"y")
+        assert copying.wait(60)
+        pid = os.fork()
+        if not pid:
+            os._exit(len(_of_segments()) + 10 * len(raised))
+        _, status = os.waitpid(pid, 0)
+        go.set()
+        fd, used = message.result(60)
+    assert read(fd, used)[0] == filled(LARGE, b"y")
+    os.close(fd)
+    # Before Python 3.13 a map has a copy of its own.
+    assert os.waitstatus_to_exitcode(status) == (sys.version_info < (3, 13))
+
+
+def _of_segments() -> list[str]:
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # it is what lists them
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [link for link in links if link.startswith("/memfd:mpkit")]
