@@ -130,11 +130,11 @@ def expect_short_tasks(pool: mpkit.TaskPool) -> None:
 
 
 @contextlib.contextmanager
-def idle_pool() -> Iterator[mpkit.TaskPool]:
+def idle_pool(**options: Any) -> Iterator[mpkit.TaskPool]:
     """Make a pool whose only worker has nothing to do, and may be taken by a caller."""
     from mpkit import TaskPool  # here, lest all children that tests start import it
 
-    with TaskPool(1) as pool:
+    with TaskPool(1, **options) as pool:
         pool.submit(abs, -1).result(PATIENCE)
         wait_for_an_offer(pool)
         yield pool

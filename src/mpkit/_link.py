@@ -175,7 +175,9 @@ class Link:
 
     def _sendmsgs(self, data: bytes, fds: Sequence[int]) -> Iterator[int]:
         """Return what sends this at its only step."""
-        return map(self._socket.sendmsg, ([data],), (_rights(fds),), (_SEND,))
+        if fds:
+            return map(self._socket.sendmsg, ([data],), (_rights(fds),), (_SEND,))
+        return map(self._socket.send, (data,), (_SEND,))
 
     def _check_full(self, error: OSError) -> None:
         """Raise what hinders us from sending, unless it is that there is no room."""

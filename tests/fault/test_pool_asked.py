@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+from collections import deque
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from tests.support import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from mpkit._link import Link
 
@@ -47,6 +49,13 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def pool(start_method: str) -> Iterator[mpkit.TaskPool]:
     with idle_pool() as pool:
+        yield pool
+
+
+@pytest.fixture
+def counting_pool(start_method: str) -> Iterator[mpkit.TaskPool]:
+    """One whose supervisor has to hear of each task, some time: to know what it wrote."""
+    with idle_pool(capture=True) as pool:
         yield pool
 
 
@@ -71,7 +80,19 @@ class Unpickled:
         self.__dict__.update(state)
 
 
-def test_the_supervisor_sleeps_on(pool: mpkit.TaskPool) -> None:
+def test_the_supervisor_never_hears_of_a_task(pool: mpkit.TaskPool) -> None:
+    with supervisor_held(pool):
+        for number in range(3000):  # which fill the journal more than once
+            assert pool.apply(poolwork.square, (number,)) == number**2
+        assert not len(supervisor_of(pool)._intake.shortcut)
+        stats = pool.stats()
+    assert stats.submitted == stats.done == stats.workers[0].tasks == 3001
+    assert pool.submit(abs, -3).result(PATIENCE) == 3
+    assert pool.stats().submitted == 3002
+
+
+def test_the_supervisor_sleeps_on(counting_pool: mpkit.TaskPool) -> None:
+    pool = counting_pool
     with supervisor_held(pool):
         for number in range(ENOUGH_UNHEARD - 1):
             assert pool.apply(poolwork.square, (number,)) == number**2
@@ -79,15 +100,19 @@ def test_the_supervisor_sleeps_on(pool: mpkit.TaskPool) -> None:
     assert stats.submitted == stats.done == stats.workers[0].tasks == ENOUGH_UNHEARD
 
 
-def test_it_catches_up_with_many(pool: mpkit.TaskPool) -> None:
+def test_it_catches_up_with_many(counting_pool: mpkit.TaskPool) -> None:
+    pool = counting_pool
     for number in range(10 * ENOUGH_UNHEARD):
         assert pool.apply(poolwork.square, (number,)) == number**2
     until(lambda: len(supervisor_of(pool)._intake.shortcut) < ENOUGH_UNHEARD)
     assert pool.stats().done == 1 + 10 * ENOUGH_UNHEARD
 
 
-def test_one_that_is_busy_is_waited_for_before_there_is_no_room(pool: mpkit.TaskPool) -> None:
+def test_one_that_is_busy_is_waited_for_before_there_is_no_room(
+    counting_pool: mpkit.TaskPool,
+) -> None:
     """Though it hears of tasks, as it does between two messages: it is to read the reports."""
+    pool = counting_pool
     supervisor, asked = supervisor_of(pool), 0
     (worker,) = supervisor._crew.values()
     with supervisor_held(pool):
@@ -103,7 +128,11 @@ def test_one_that_is_busy_is_waited_for_before_there_is_no_room(pool: mpkit.Task
     assert pool.stats().done == 1 + asked + 1
 
 
-def test_a_result_is_unpickled_once(pool: mpkit.TaskPool) -> None:
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_result_is_unpickled_once(
+    counts: bool, pool: mpkit.TaskPool, counting_pool: mpkit.TaskPool
+) -> None:
+    pool = counting_pool if counts else pool
     before = Unpickled.times
     for number in range(5 * ENOUGH_UNHEARD):
         assert pool.apply(Unpickled, (number,)).here == number
@@ -403,6 +432,73 @@ def test_a_worker_is_offered_again_whose_caller_was_interrupted(
     assert pool.submit(abs, -1).result(PATIENCE) == 1
     wait_for_an_offer(pool)
     assert pool.apply(abs, (-1,)) == 1
+
+
+class InterruptedRemoval(deque[Any]):
+    """As what was handed to workers is when a Ctrl-C comes before something is taken out."""
+
+    def remove(self, _: object) -> None:
+        raise KeyboardInterrupt
+
+
+def settle_and_be_interrupted(
+    pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch, *call: Any
+) -> None:
+    """Have a Ctrl-C come when the report of a call is read, and that is not forgotten yet."""
+    shortcut = supervisor_of(pool)._intake.shortcut
+    with supervisor_held(pool):
+        with monkeypatch.context() as patched:
+            patched.setattr(shortcut, "_handed", InterruptedRemoval())
+            with pytest.raises(KeyboardInterrupt):
+                pool.apply(call[0], call[1:])
+            left = shortcut._handed
+        shortcut._handed.extend(left)
+        assert len(shortcut) == 1
+
+
+def test_what_was_settled_is_not_run_again_though_a_ctrl_c_comes_just_then(
+    pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The supervisor, which will see no report of it, does not wait for one."""
+    marks = tmp_path / "marks"
+    settle_and_be_interrupted(pool, monkeypatch, poolwork.count_and_maybe_die, 1, str(marks))
+    assert pool.apply(abs, (-1,)) == 1
+    wait_for_an_offer(pool)
+    assert pool.apply(abs, (-1,)) == 1
+    assert marks.read_text() == "1\n"
+    assert pool.stats().pending == 0
+
+
+def test_a_worker_that_dies_as_it_was_settled_is_not_blamed_on_that(
+    pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle_and_be_interrupted(pool, monkeypatch, abs, -1)
+    os.kill(pool.stats().workers[0].pid, signal.SIGKILL)
+    until(lambda: pool.stats().restarts)
+    assert pool.apply(abs, (-1,)) == 1
+    assert pool.stats().lost == 0
+
+
+def test_who_reads_behind_the_supervisor_leaves_it_to_that(
+    pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has taken a report from the journal whose caller was about to."""
+    ((number, worker),) = supervisor_of(pool)._crew.items()
+    settle = worker.inbox.settle
+
+    def late(*args: int) -> bool:
+        worker._records += worker.inbox.reported_since()
+        return settle(*args)
+
+    monkeypatch.setattr(worker.inbox, "settle", late)
+    assert pool.apply(abs, (-7,)) == 7
+    monkeypatch.undo()
+    supervisor_of(pool).tell(lambda: supervisor_of(pool)._read_reports(number))
+    until(lambda: not len(supervisor_of(pool)._intake.shortcut))
+    assert pool.submit(abs, -7).result(PATIENCE) == 7
+    wait_for_an_offer(pool)
+    assert pool.apply(abs, (-7,)) == 7
+    assert pool.stats().submitted == pool.stats().done == 4
 
 
 def test_a_callback_of_the_pool_cannot_wait_for_it(pool: mpkit.TaskPool) -> None:

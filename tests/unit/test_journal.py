@@ -226,3 +226,45 @@ def test_no_task_is_begun_by_both_or_none_however_they_meet() -> None:
         [sys.executable, "-c", RACE], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert ran.stdout == "each by one of us\n", ran.stderr
+
+
+def test_who_has_the_answer_has_read_all_or_nothing(journals: Journals) -> None:
+    slot, writer = opened(journals)
+    writer.write(b"first")
+    since = journals.written(slot)
+    writer.write(b"second")
+    record, until = journals.since(slot, since)
+    assert record == b"second"
+    assert not journals.answer(slot, 7, since, until), "the first was not read"
+    assert journals.since(slot, 0) == (b"first", 0), "nor is it all"
+    assert list(journals.read(slot)) == [b"first", b"second"]
+    assert not journals.answer(slot, 7, since, until), "nor is there anything to read"
+    writer.write(b"third")
+    record, end = journals.since(slot, until)
+    writer.write(b"fourth")
+    assert not journals.answer(slot, 7, until, end), "there is more by now"
+    assert list(journals.read(slot)) == [b"third", b"fourth"]
+    since = journals.written(slot)
+    writer.write(b"fifth")
+    assert journals.answer(slot, 7, since, journals.written(slot))
+    assert journals.answered(slot) == 7
+    assert not journals.unread(slot)
+    assert not journals.read(slot)
+    del writer
+
+
+@given(sizes=st.lists(st.integers(0, MOST_BYTES), min_size=200, max_size=400))
+@settings(max_examples=20)
+def test_who_waits_for_a_record_finds_it_wherever_it_is(sizes: list[int]) -> None:
+    journals = Journals(1, forks=True)
+    slot, writer = opened(journals)
+    for number, size in enumerate(sizes):
+        since, record = journals.written(slot), bytes([number % 256]) * size
+        writer.write(record)
+        assert journals.since(slot, since) == (record, journals.written(slot))
+        if number % 3:
+            assert journals.answer(slot, number, since, journals.written(slot))
+        else:
+            assert journals.read(slot) == [record]
+    del writer
+    journals.close()

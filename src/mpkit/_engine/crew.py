@@ -129,7 +129,7 @@ class Worker:
                 break
         if self.slot is not None:
             records = self._records
-            records += self._journals.read(self.slot)
+            records += self.inbox.reported_since()
             while records:  # of which who is in the midst of it may have read some
                 # Nobody else writes there, so this is to be believed of one that babbles, too.
                 if records[0]:

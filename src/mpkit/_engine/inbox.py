@@ -50,8 +50,8 @@ _NO_ANSWERS = wire.encode_ring(0)
 class Inbox:
     """Sends tasks to one worker, and takes them back.
 
-    For the supervisor thread, but what callers use: `hand`, `written`, `has_room`, `answer` and
-    `recall`.
+    For the supervisor thread, but what callers use: `hand`, `written`, `has_room`, `answer`,
+    `settle` and `recall`.
     """
 
     def __init__(self, link: Link, reader: Link, journals: Journals) -> None:
@@ -136,37 +136,61 @@ class Inbox:
         """Tell whether the worker may be asked for more, of which the supervisor need not have heard."""
         return self.slot is None or not self._journals.crowded(self.slot)
 
-    def answer(self, task: int, since: int) -> Done | None:
+    def answer(self, task: int, since: int) -> tuple[Done, int] | None:
         """Wait until the worker has done a task, in the thread that has asked for that.
 
-        Returns its report, if that is of a result and in the journal, behind what was `written`.
-        None too if the task was taken back from here, if the worker has ended, and if we may
-        have missed the ring.
+        Returns its report, if that is of a result and in the journal, behind what was `written`;
+        and where that ends. None too if the task was taken back from here, if the worker has
+        ended, and if we may have missed the ring.
         """
         with self._shared:
             slot = self.slot
             if slot is None:
                 return None
             self._answers = True
-        records: list[bytes] = []
-        rings = wire.encode_ring(task), _NO_ANSWERS
+        record, until = b"", 0
         try:
-            with contextlib.suppress(LinkDown, Malformed):
-                # The late ones are for who has asked before, and was interrupted. And what is no
-                # ring at all some task has written, and may have filled the inbox with.
-                for _ in range(MOST_LATE):
-                    packet = self._link.receive()
-                    if packet is None or packet[0] in rings or len(packet[0]) != len(_NO_ANSWERS):
-                        break
+            self._wait_for_ring(task)
         finally:
             with self._shared:
                 self._answers = False
                 if self.slot is None:
                     self._link.close()
                 else:
-                    records = self._journals.since(slot, since)
-        done = wire.decode_done(records[0]) if records and records[0] else None
-        return done if done and done[0] == task and done[4] == _outcome.DONE else None
+                    record, until = self._journals.since(slot, since)
+        done = wire.decode_done(record) if record else None
+        ours = done is not None and done[0] == task and done[4] == _outcome.DONE
+        return (done, until) if done is not None and ours else None
+
+    def _wait_for_ring(self, task: int) -> None:
+        """Wait until the worker rings, or does not any more."""
+        ring = wire.encode_ring(task)
+        try:
+            # The late ones are for who has asked before, and was interrupted. And what is no
+            # ring at all some task has written, and may have filled the inbox with.
+            for _ in range(MOST_LATE):
+                packet = self._link.receive()
+                if packet is None or packet[0] in (ring, _NO_ANSWERS):
+                    return
+                if len(packet[0]) != len(ring):
+                    return
+        except (LinkDown, Malformed):  # the report may be there all the same
+            return
+
+    def settle(self, task: int, since: int, until: int) -> bool:
+        """Have nobody else see a report, which was all that is there to be read; tell whether it was."""
+        with self._shared:
+            return self.slot is not None and self._journals.answer(self.slot, task, since, until)
+
+    def settled(self, task: int) -> bool:
+        """Tell whether this task was the last to `settle`."""
+        with self._shared:
+            return self.slot is not None and self._journals.answered(self.slot) == task
+
+    def reported_since(self) -> list[bytes]:
+        """Return the records of the worker that nobody has read."""
+        with self._shared:
+            return [] if self.slot is None else self._journals.read(self.slot)
 
     def wants(self, wanted: bool) -> None:
         """Have the worker wake us for what it was asked for, too, or not."""

@@ -33,7 +33,8 @@ STOPPED: Final = "was stopped with its pool"
 class Intake:
     """Takes calls from any thread, and has them taken in by the supervisor's.
 
-    ``answers``: whether a caller who waits may read the report of its task itself.
+    ``answers``: whether a caller who waits may read the report of its task itself; ``settles``:
+    whether nobody else has to hear of that, then.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Intake:
         recorder: Recorder,
         *,
         answers: bool,
+        settles: bool,
     ) -> None:
         self._mailbox = mailbox
         self._crew = crew
@@ -54,7 +56,7 @@ class Intake:
         self._verdict = verdict
         self._recorder = recorder
         self._answers = answers
-        self.shortcut = Shortcut()
+        self.shortcut = Shortcut(settles=settles)
         #: Whether nothing is run any more.
         self.stopped = False
         recorder.unheard = lambda: len(mailbox) + len(self.shortcut)
@@ -108,12 +110,12 @@ class Intake:
         if done is None:
             self._mailbox.wake()  # of what it does not know it would not be woken
             return None
-        if not task.claim():
+        if not (handed.settled or task.claim()):
             return None
         _, began, ended, _, _, data = done
         span = task, began, ended, False
         moved = [moved_by(handed.entry, data)] if self._recorder.pictured else None
-        self._recorder.tasks_ended(handed.worker.pid, [span], moved)
+        self._recorder.tasks_ended(handed.worker.pid, [span], moved, handed.settled)
         return done
 
     def recall(self, task: Task[Any], take_back: Callable[[int], None]) -> bool:

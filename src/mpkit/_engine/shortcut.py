@@ -6,7 +6,8 @@ The supervisor learns of that when it has something to do anyway: at the latest 
 worker reports, or dies.
 
 A caller who waits for nothing but that task (`asked.Asked`) reads the report himself, when the
-worker rings back, and lets the next caller have the worker. Then the supervisor sleeps on, and
+worker rings back, and lets the next caller have the worker. If the supervisor has slept meanwhile,
+it never hears of that task. Where it has to, since it keeps what tasks write, it sleeps on, and
 catches up with `ENOUGH_UNHEARD` of them at a time.
 """
 
@@ -40,6 +41,7 @@ class Handed:
         "number",
         "offered",
         "receipt",
+        "settled",
         "since",
         "worker",
     )
@@ -60,6 +62,8 @@ class Handed:
         self.listens = True
         #: Whether the next caller may have the worker, as soon as this one listens no more.
         self.offered = False
+        #: Whether it is over, and the supervisor will not hear of it.
+        self.settled = False
 
 
 #: Seconds that tasks of a volley are held back at most. (To pack 20,000 numbers takes half of it.)
@@ -102,9 +106,13 @@ class Volley:
 
 
 class Shortcut:
-    """The idle workers, and what was sent to them."""
+    """The idle workers, and what was sent to them.
 
-    def __init__(self) -> None:
+    ``settles``: whether the supervisor need not hear of what a caller has the answer to.
+    """
+
+    def __init__(self, *, settles: bool = False) -> None:
+        self._settles = settles
         #: Those that a caller may have, by their numbers. To be changed in here only.
         self.idle: dict[int, Worker] = {}
         self._handed: deque[Handed] = deque()
@@ -194,23 +202,32 @@ class Shortcut:
 
     def answer(self, handed: Handed) -> Done | None:
         """Wait for the answer to what was sent; None if the supervisor will have it."""
-        number, done = handed.number, None
+        number, answered = handed.number, None
         try:
             with self._sending:
                 if handed.heard:  # others may have had the worker meanwhile, and taken the ring
                     return None
                 self._asked[number] = handed
-            done = handed.worker.inbox.answer(handed.entry.task.number, handed.since)
+            answered = handed.worker.inbox.answer(handed.entry.task.number, handed.since)
         finally:
             # Who is interrupted while he waits for the lock leaves the rest to the supervisor.
             handed.listens = False
             with self._sending:
                 if self._asked.get(number) is handed:
                     del self._asked[number]
-                    done_unheard = done is not None and not handed.heard
+                    done_unheard = answered is not None and not handed.heard
+                    if answered is not None and done_unheard and self._settles:
+                        self._settle(handed, answered[1])
                     if (handed.offered or done_unheard) and not self._closed:
                         self.idle[number] = handed.worker
-        return done
+        return None if answered is None else answered[0]
+
+    def _settle(self, handed: Handed, until: int) -> None:
+        """Have the supervisor not hear of what is answered. Holds the lock."""
+        # Who is interrupted behind the first step leaves it to the supervisor to drop it.
+        if handed.worker.inbox.settle(handed.entry.task.number, handed.since, until):
+            handed.settled = True
+            self._handed.remove(handed)
 
     def close(self) -> None:
         """Send nothing any more."""
@@ -264,8 +281,13 @@ class Shortcut:
     def handed(self) -> Iterator[Handed]:
         """Yield what callers have taken upon themselves."""
         while self._handed:
-            handed = self._handed.popleft()
             with self._sending:
-                # Whoever is in the midst of it has sent it then, or will not.
+                # Whoever is in the midst of it has sent it then, or will not; and has its answer,
+                # or leaves that to us.
+                if not self._handed:
+                    break
+                handed = self._handed.popleft()
                 handed.heard = True
-            yield handed
+                dropped = handed.asked and handed.worker.inbox.settled(handed.entry.task.number)
+            if not dropped:
+                yield handed

@@ -93,6 +93,7 @@ class Supervisor:
             self._verdict,
             recorder,
             answers=self._memory_limit is None,
+            settles=self._audience is None,
         )
         #: For callers, in any thread: see there.
         self.submit = self._intake.submit

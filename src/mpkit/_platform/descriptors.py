@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import signal
 import socket
@@ -92,14 +93,16 @@ def watched(fd: int) -> Callable[[], bool]:
         us = os.getpid()
         with contextlib.suppress(OSError):  # where something stands between us and Linux
             fcntl.fcntl(fd, fcntl.F_SETOWN, us)
-            if _owner_of(fd) == us:
-                return lambda: _owner_of(fd) == us
+            if fcntl.fcntl(fd, fcntl.F_GETOWN) == us:
+                return functools.partial(_has_owner, us, fd)
     same = identity(fd)
     return lambda: identity(fd) == same
 
 
-def _owner_of(fd: int) -> int | None:
+def _has_owner(
+    owner: int, fd: int, fcntl: Callable[[int, int], int] = fcntl.fcntl, get: int = fcntl.F_GETOWN
+) -> bool:
     try:
-        return fcntl.fcntl(fd, fcntl.F_GETOWN)
+        return fcntl(fd, get) == owner
     except OSError:
-        return None
+        return False

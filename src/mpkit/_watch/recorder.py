@@ -92,6 +92,8 @@ class Recorder:
         self.unheard: Callable[[], int] = int
         #: Whether there are pictures: then `tasks_ended` is to be told what was moved, too.
         self.pictured: bool = False
+        #: How many were submitted of which nobody has told before they were done.
+        self._untold = 0
         self._done = self._failed = self._cancelled = 0
         self._attempts = self._retries = self._lost = self._restarts = 0
         self._workers: dict[int, _Record] = {}
@@ -155,13 +157,19 @@ class Recorder:
     # tasks
 
     def tasks_ended(
-        self, pid: int, spans: Sequence[Span], moved: Sequence[tuple[int, int]] | None = None
+        self,
+        pid: int,
+        spans: Sequence[Span],
+        moved: Sequence[tuple[int, int]] | None = None,
+        untold: int = 0,
     ) -> None:
         """A worker ran tasks to their ends; ``moved`` are the bytes of their calls and results.
 
-        One that returned is done. What becomes of one that failed is told besides.
+        One that returned is done. What becomes of one that failed is told besides. Of so
+        many nobody has told when they were submitted: they are ``untold``, and counted now.
         """
         with self._counting:
+            self._untold += untold
             worker = self._workers[pid]
             record, failures, ended = self._record, 0, 0.0
             name, note_run, note_wait = record.name, record.runs.note, record.waits.note
@@ -323,7 +331,7 @@ class Recorder:
                 for name, it in self._functions.records.items()
             ]
             return Stats(
-                submitted=self.submitted + self.unheard(),
+                submitted=self.submitted + self.unheard() + self._untold,
                 done=self._done,
                 failed=self._failed,
                 cancelled=self._cancelled,

@@ -84,12 +84,6 @@ def _fence() -> None:
             pass
 
 
-def _in_order() -> None:
-    """As `_fence`, but a load after this may be done before a store before it."""
-    if not KEEPS_ORDER:
-        _fence()
-
-
 def _place(kind: int, slot: int, slots: int) -> int:
     """Return which of all words that is; that of the parent's sleep is the first."""
     return 1 + kind * slots + slot
@@ -185,7 +179,8 @@ def _start(slot: int, slots: int) -> int:
 class Journals:
     """The journals of all workers, as their parent has them.
 
-    For the supervisor's thread only, but `written`, `crowded` and `since`.
+    For the supervisor's thread only, but `written`, `crowded`, `since` and `answer`. What is
+    `read`, or was an `answer`, is so under a lock that both have: that of the worker's inbox.
     """
 
     def __init__(self, slots: int, *, forks: bool) -> None:
@@ -205,8 +200,11 @@ class Journals:
         self._written = view[8 * _place(_WRITTEN, 0, slots) : 8 * _place(_WRITTEN, slots, slots)]
         self._records = view
         self._seen = bytes(8 * slots)
-        self._read = [0] * slots
+        #: How much was read of each; and the last task of which a caller has read the report himself.
+        self._read: list[tuple[int, int]] = [(0, 0)] * slots
         self._free = list(range(slots))
+        #: Where the first journal begins.
+        self._head = _start(0, slots)
         self._sleeps = 0
 
     def open(self) -> int | None:
@@ -214,7 +212,7 @@ class Journals:
         if not self._free:
             return None
         slot = self._free.pop()
-        self._read[slot] = 0
+        self._read[slot] = 0, 0
         for kind in range(_KINDS):
             self._counts[_place(kind, slot, self._slots)] = 0
         # Or a worker that has written as much as the one before it would have written nothing.
@@ -235,27 +233,56 @@ class Journals:
     def read(self, slot: int) -> list[bytes]:
         """Return the records that were not read."""
         written = self.written(slot)
-        records = self._between(slot, self._read[slot], written)
-        self._read[slot] = written
+        read, task = self._read[slot]
+        records = self._between(slot, read, written)
+        self._read[slot] = written, task
         return records
 
     def written(self, slot: int) -> int:
         """Return how much a worker has written."""
-        written = self._counts[_place(_WRITTEN, slot, self._slots)]
-        _in_order()
+        written = self._counts[1 + slot]  # as `_place` says
+        if not KEEPS_ORDER:  # or records that it counts are seen as they were before
+            _fence()
         return written
 
     def crowded(self, slot: int) -> bool:
         """Tell whether so much is unread that nobody is to ask for more past the supervisor."""
-        written = self._counts[_place(_WRITTEN, slot, self._slots)]
-        return written - self._read[slot] > _SIZE // 2
+        return self._counts[1 + slot] - self._read[slot][0] > _SIZE // 2
 
-    def since(self, slot: int, read: int) -> list[bytes]:
-        """Return the records behind ``read``, or none if they are being written over."""
-        records = self._between(slot, read, self.written(slot))
+    def since(self, slot: int, read: int) -> tuple[bytes, int]:
+        """Return the record behind ``read``, or b"" if it is being written over.
+
+        And where that ends, if it is the last one; else that is ``read``.
+        """
+        written = self.written(slot)
+        first, size, end = read % _SIZE, written - read, written
+        begin = self._head + slot * _SIZE + first
+        if first + _LENGTH.size <= _SIZE and _LENGTH.unpack_from(self._records, begin)[0] == (
+            size - _LENGTH.size
+        ):  # there is one, as mostly, and where it should be
+            record = bytes(self._records[begin + _LENGTH.size : begin + size])
+        else:
+            records = self._between(slot, read, written)
+            record = records[0] if records else b""
+            end = written if len(records) == 1 else read
         # Behind what is written now there may be a part of another one.
         written_over = self.written(slot) - read > _SIZE - 2 * (MOST_BYTES + _LENGTH.size)
-        return [] if written_over else records
+        return (b"" if written_over else record), end
+
+    def answer(self, slot: int, task: int, since: int, until: int) -> bool:
+        """Take it that a caller has read all that is there, which is the report of his task.
+
+        False if that is not all, or the supervisor has read it. It is one store, after which
+        the `answered` is that task, and nobody else will see the report.
+        """
+        if self._read[slot][0] != since or self.written(slot) != until:
+            return False
+        self._read[slot] = until, task
+        return True
+
+    def answered(self, slot: int) -> int:
+        """Return the task of the last `answer`, or 0."""
+        return self._read[slot][1]
 
     def _between(self, slot: int, read: int, written: int) -> list[bytes]:
         records: list[bytes] = []
@@ -296,7 +323,7 @@ class Journals:
 
     def unread(self, slot: int) -> bool:
         """Tell whether there is something to read."""
-        return self._read[slot] < self._counts[_place(_WRITTEN, slot, self._slots)]
+        return self._read[slot][0] < self._counts[_place(_WRITTEN, slot, self._slots)]
 
     def changed(self) -> list[int]:
         """Return the slots of those who have written since this was last asked."""
