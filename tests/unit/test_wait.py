@@ -330,3 +330,45 @@ def test_readable_gives_up_and_can_be_cancelled_without_a_trace(pipe: tuple[int,
         assert await _wait.readable([reader])
 
     asyncio.run(main())
+
+
+def test_who_looks_in_vain_does_so_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    comes = False
+
+    def ready(_: object) -> bool:
+        looked.append(number)
+        return comes
+
+    lookout = _wait.Lookout(0)
+    monkeypatch.setattr(lookout, "_ready", ready)
+    monkeypatch.setattr(_wait, "MOMENT", 0.0)
+    for number in range(16):
+        lookout.look()
+    assert looked == [0, 2, 5, 10]
+    looked.clear()
+    monkeypatch.setattr(_wait, "MOMENT", PATIENCE)
+    comes = True
+    for number in range(19, 24):  # once what was left to pass over is over
+        lookout.look()
+    assert looked == [22, 23]
+    monkeypatch.setattr(_wait, "MOMENT", 0.0)
+    looked.clear()
+    for number in range(4):
+        lookout.look()
+    assert looked == [0, 2], "it begins anew"
+
+
+def test_who_looks_for_what_is_there_sees_it_at_once(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = pipe
+    monkeypatch.setattr(_wait, "MOMENT", math.inf)
+    os.write(writer, b"!")
+    _wait.Lookout(reader).look()
+    assert os.read(reader, 1) == b"!"
+
+
+def test_who_looks_for_what_does_not_come_gives_up(pipe: tuple[int, int]) -> None:
+    _wait.Lookout(pipe[0]).look()
+    assert not _wait.poll([pipe[0]], 0)

@@ -21,7 +21,7 @@ from mpkit import _fork, _links, _outcome
 from mpkit._frames import framed
 from mpkit._link import Link, LinkDown, Malformed, discard
 from mpkit._platform import descriptors
-from mpkit._wait import Deadline
+from mpkit._wait import Deadline, Lookout
 from mpkit._worker import wire
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Inbox:
     def __init__(self, link: Link, reader: Link, journals: Journals) -> None:
         self._link = link
         self._journals = journals
+        #: For who waits for an answer.
+        self._lookout = Lookout(link.fd)
         with _fork.guard:  # no child is born with a copy that nobody knows of
             self._unread = _links.adopt(os.dup(reader.fd))
         # Numbers of packets of several tasks, and what was in the latest.
@@ -165,6 +167,7 @@ class Inbox:
     def _wait_for_ring(self, task: int) -> None:
         """Wait until the worker rings, or does not any more."""
         ring = wire.encode_ring(task)
+        self._lookout.look()
         try:
             # The late ones are for who has asked before, and was interrupted. And what is no
             # ring at all some task has written, and may have filled the inbox with.

@@ -93,11 +93,14 @@ def main(
 def _serve(inbox: Link, reports: Reports, speaker: Speaker | None) -> NoReturn:
     """Run tasks until the link ends."""
     wait = _wait.waiter(inbox.fd)
+    lookout, asked = _wait.Lookout(inbox.fd), False
     while True:
         # Not in the call that takes a packet: if a thread that some task left behind has
         # closed our descriptors meanwhile, the packet stays where it can be had back.
         reports.check_inbox()
-        wait()
+        # Whoever has just got his answer may ask again at once.
+        if not (asked and lookout.look()):
+            wait(None)
         packet = inbox.receive()
         assert packet is not None  # there is no deadline
         data, fds = packet
