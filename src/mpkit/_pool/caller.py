@@ -141,7 +141,7 @@ class Caller(Stays):
         def submit(chunk: list[Any]) -> Task[list[tuple[bool, Any]]]:
             if submit_chunk is None or each is None:
                 return self._submit(run_each, (fn, chunk), {}, name=name, fed=True)
-            task = self._task(name)
+            task: Task[Any] = Task(name, self._options, self, self._backend)
             submit_chunk(task, each, chunk)
             return task
 

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 class Meter(Protocol):
     """What is told of progress."""
 
+    @property
+    def silent(self) -> bool:
+        """Whether nobody wants to know."""
+        ...
+
     def advance(self, items: int) -> None:
         """So many more items are done."""
 
@@ -41,6 +46,8 @@ class Meter(Protocol):
 
 
 class _Silent:
+    silent = True
+
     def advance(self, items: int) -> None:
         """Nobody wants to know."""
 
@@ -49,6 +56,8 @@ class _Silent:
 
 
 class _Calling:
+    silent = False
+
     def __init__(self, function: Callable[[int, int | None], object], total: int | None) -> None:
         self._function = function
         self._total = total
@@ -63,6 +72,8 @@ class _Calling:
 
 
 class _Showing:
+    silent = False
+
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
 
@@ -75,6 +86,8 @@ class _Showing:
 
 class _Guarded:
     """A meter for several threads. If it raises, that is reported, and it is told no more."""
+
+    silent = False
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter

@@ -76,7 +76,14 @@ class Results(Stays, Generic[R]):
         return self
 
     def __next__(self) -> R:
-        return self.next()
+        try:  # as `next`, for a call less
+            returned, value = self._values.popleft()
+        except IndexError:
+            return self.next()
+        if not returned:
+            raise value.error()
+        result: R = value
+        return result
 
     def next(self, timeout: float | None = None) -> R:
         """Return the next result, blocking until it is there.

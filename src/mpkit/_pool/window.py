@@ -88,7 +88,7 @@ class Window:
 
     def wait_for_room(self) -> bool:
         """Block until another chunk may be pulled; False if none is wanted any more."""
-        if self._unconsumed() >= self._ahead.bound:
+        if len(self._line) + len(self._running) >= self._ahead.bound:  # `_unconsumed`
             with self._lock:
                 # Half of it at a time: to take turns costs more than to pull an item.
                 self._emptied.wait_for(lambda: self._pulled_all or self._has_much_room())
@@ -116,7 +116,9 @@ class Window:
         """A chunk of so many items was submitted."""
         if self._ordered:
             self._line.append((task, size))
-            if self._first() is task:  # the consumer may wait, and could not listen to it
+            if (
+                len(self._line) <= 1 and self._first() is task
+            ):  # the consumer may wait, and could not listen to it
                 task.add_done_callback(self._ended)
         else:
             self._running[task] = size
@@ -179,7 +181,7 @@ class Window:
                     raise ResultTimeout("the next item", timeout or 0.0)
             if values:
                 return
-            over = not self._line
+            over, silent = not self._line, self._meter.silent
             for _ in range(min(self._ahead.at_a_time, len(self._line))):
                 task, size = self._line[0]
                 outcome = task.outcome()
@@ -190,7 +192,7 @@ class Window:
                     results = [(False, Failure(error))] * size
                 elif task.written or task.options.label is not None:
                     results = [it if it[0] else (False, _Noted(it[1], task)) for it in results]
-                if not task.cancelled():
+                if not (silent or (error is not None and task.cancelled())):
                     sizes.append(size)
                 # Without a call in between: what a signal handler raises loses nothing.
                 values += results

@@ -11,11 +11,13 @@ from mpkit._worker.slices import call_with_each
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from mpkit._outcome import Raised
-
 
 def split(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yield the items in lists of ``size``; the last may be shorter."""
+    if size == 1:
+        for item in items:
+            yield [item]
+        return
     iterator = iter(items)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk
@@ -60,11 +62,11 @@ def run_all(fn: Callable[..., Any], chunk: Sequence[Any], star: bool) -> tuple[l
 
 def run_each(fn: Callable[[Any], Any], chunk: Sequence[Any]) -> list[tuple[bool, Any]]:
     """Call ``fn`` with each item, and tell for each if it returned. Runs in a worker."""
-    return [_run_one(fn, item) for item in chunk]
-
-
-def _run_one(fn: Callable[[Any], Any], item: Any) -> tuple[bool, Any | Raised]:
-    try:
-        return True, fn(item)
-    except BaseException as error:  # noqa: BLE001  to be raised where the results are read
-        return False, _outcome.Raised.of(_outcome.describe(fn), error, skip_frames=1)
+    results: list[tuple[bool, Any]] = []
+    for item in chunk:
+        try:
+            results.append((True, fn(item)))
+        except BaseException as error:  # noqa: BLE001  to be raised where the results are read
+            raised = _outcome.Raised.of(_outcome.describe(fn), error, skip_frames=1)
+            results.append((False, raised))
+    return results
