@@ -38,6 +38,8 @@ def manned(library: str, workers: int, tasks: int) -> tuple[float, float]:
     with LIBRARIES[library](workers, None) as calls:
         # Until each of them is there, as some are started only when they are needed.
         deque(calls.imap(time.sleep, [0.2] * workers), maxlen=0)
+        # And until none is expected to take as long as these.
+        deque(calls.imap(noop, range(1_000)), maxlen=0)
         taken = at_once(calls, tasks)
     return taken / tasks * 1e6, taken
 
