@@ -172,13 +172,16 @@ def _run(task: int, packed: bytes, fds: list[int], common: bytes) -> Outcome:
         parcel = _outcome.pack_error(f"task {task} ({_outcome.describe(fn)})", error, skip_frames=1)
         return began, ended, _outcome.FAILED, _sealed_if_small(parcel)
     ended = time.monotonic()
-    atoms = itertools.chain.from_iterable(value) if common else (value,)
-    if not _parcel.are_atoms(atoms):
-        kind, parcel = _outcome.pack_result(f"task {task}", fn, value)
-        return began, ended, kind, _sealed_if_small(parcel)
-    stream = _parcel.dump_atoms(value)
-    small = len(stream) <= _MOST_SMALL  # as `_sealed_if_small`, without a parcel
-    return began, ended, _outcome.DONE, _parcel.PLAIN + stream if small else _parcel.of(stream)
+    if _parcel.are_atoms(itertools.chain.from_iterable(value) if common else (value,)):
+        try:
+            stream = _parcel.dump_atoms(value)
+        except MemoryError as error:
+            return began, ended, _outcome.FAILED, _outcome.pack_error(f"task {task}", error)
+        if len(stream) <= _MOST_SMALL:  # as `_sealed_if_small`, without a parcel
+            return began, ended, _outcome.DONE, _parcel.PLAIN + stream
+        return began, ended, _outcome.DONE, _parcel.of(stream)
+    kind, parcel = _outcome.pack_result(f"task {task}", fn, value)
+    return began, ended, kind, _sealed_if_small(parcel)
 
 
 def _sealed_if_small(parcel: Parcel) -> Parcel | bytes:
