@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from mpkit import _lifeline, _reader, _wait
+from mpkit import _fork, _lifeline, _reader, _wait
 from mpkit._platform import descriptors, mains, stdlib
 from mpkit._wait import Deadline
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.context import BaseContext
     from multiprocessing.process import BaseProcess
+
+    from mpkit._reader import Forked
 
 
 #: Seconds to wait for the exit code of a process that another thread has just reaped (arbitrary).
@@ -33,6 +35,8 @@ class Child:
 
     Never daemonic: it may have children of its own. Any thread may use it, of the process
     that started it. It begins with the variables of ``environment`` set, unless it is forked.
+    Who knows what the arguments reach that is to move there, and lets go of it here himself, tells
+    that by ``moves``; and ``common`` is what it will have of the main module, if that is known.
     """
 
     def __init__(
@@ -42,14 +46,19 @@ class Child:
         context: BaseContext,
         name: str | None = None,
         environment: dict[str, str] | None = None,
+        moves: tuple[object, ...] | None = None,
+        common: Forked | None = None,
     ) -> None:
         make: Any = getattr(context, "Process")  # noqa: B009  BaseContext does not declare it
+        lifeline = _lifeline.own()
         self.process: BaseProcess = make(
-            target=_main, args=(_lifeline.own(), main, args), name=name, daemon=False
+            target=_main, args=(lifeline, main, args, common), name=name, daemon=False
         )
         method = context.get_start_method()
         if environment and method != "fork":
             stdlib.have_environment(self.process, environment)
+        if moves is not None and method == "fork":
+            _fork.give_away(self.process, (lifeline, *moves))
         stdlib.start_helpers(method)
         try:
             self.process.start()
@@ -137,8 +146,13 @@ class Child:
             os.close(pidfd)
 
 
-def _main(lifeline: _lifeline.Lifeline, main: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _main(
+    lifeline: _lifeline.Lifeline,
+    main: Callable[..., None],
+    args: tuple[Any, ...],
+    common: Forked | None,
+) -> None:
     lifeline.hold()
     stdlib.renew_standard_streams()
-    _reader.begin()
+    _reader.begin(common)
     main(*args)

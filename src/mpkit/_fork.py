@@ -11,6 +11,7 @@ child can be born in between. Nothing is registered before the first use.
 from __future__ import annotations
 
 import _thread
+import operator
 import os
 import signal
 import threading
@@ -29,15 +30,23 @@ T = TypeVar("T")
 guard = threading.RLock()
 
 _known: weakref.WeakSet[Inherited] = weakref.WeakSet()
+#: What is told of the fork that is going on; None if none is.
+_told: list[Inherited] | None = None
 _installed = False
 #: While a `multiprocessing.Process` is being forked: the ids of what its arguments hold.
 _travelling: set[int] = set()
 _process: Any = None
-#: Which children this thread had before the fork; None if that is not to be known.
+#: Which children this thread had before the fork; None if that is not known, or does not matter.
 _children: set[int] | None = None
 #: Which signals this thread had blocked before the fork.
 _mask: set[int] = set()
 _ALL: Final = signal.valid_signals()
+
+# In C: each function of Python's that a new child calls takes it some ten microseconds, and most of
+# that is for pages that it shares with its parent no longer.
+_before_it = operator.attrgetter("_before_fork")
+_in_parent = operator.attrgetter("_after_fork_in_parent")
+_in_child = operator.attrgetter("_after_fork_in_child")
 
 
 class Inherited(Protocol):
@@ -137,11 +146,33 @@ def know(thing: Inherited) -> None:
             before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
         )
     _known.add(thing)
+    if _told is not None:  # somebody else's handler has made it, in this very fork
+        _told.append(thing)
+
+
+def forget(*things: Inherited) -> None:
+    """Tell ``things`` of no fork any more: they have nothing that a child could get."""
+    with guard:
+        for thing in things:
+            _known.discard(thing)
 
 
 def travels(thing: object) -> bool:
     """Tell, inside a handler, whether ``thing`` is among the arguments of the new process."""
     return id(thing) in _travelling
+
+
+def give_away(process: Any, things: tuple[object, ...]) -> None:
+    """Have a process that is to be started get just these ``things`` if it is forked.
+
+    They are not looked for then among its arguments, which hold them. All that is known of them is
+    let go of here, whether the process comes to be or not: that is not looked at either.
+    """
+    vars(process)[_GIVEN] = things
+
+
+#: Where a process has what it is given.
+_GIVEN: Final = "_mpkit_given_away"
 
 
 def stay(*things: object) -> None:
@@ -155,7 +186,7 @@ def traveller() -> Any:
 
 
 def _before() -> None:
-    global _mask
+    global _mask, _told
     # What a signal handler raises in here is reported and dropped by Python, and the rest
     # of this would be left undone: an end would be nobody's. So signals wait. (Taken by a
     # step of a loop, after which no handler runs.)
@@ -164,7 +195,8 @@ def _before() -> None:
         break
     guard.acquire()
     _mask = mask
-    _do(_look_who_travels, *(thing._before_fork for thing in list(_known)))
+    _told = list(_known)
+    _do(_look_who_travels, *map(_before_it, _told))
 
 
 def _look_who_travels() -> None:
@@ -172,27 +204,30 @@ def _look_who_travels() -> None:
     _travelling.clear()
     process: object = stdlib.process_being_forked()
     _process = process
+    _children = None
     if process is not None:
-        _travelling.update(reached_from(vars(process)))
-        _children = processes.children()
+        told = vars(process).pop(_GIVEN, None)
+        _travelling.update(reached_from(vars(process)) if told is None else map(id, told))
+        if told is None:
+            _children = processes.children()
 
 
 def _after_in_parent() -> None:
     try:
-        _do(_look_whether_it_failed, *(thing._after_fork_in_parent for thing in list(_known)))
+        _do(_look_whether_it_failed, *map(_in_parent, _told or ()))
     finally:
         _done()
 
 
 def _look_whether_it_failed() -> None:
     # Python calls us also if the fork has failed. Then nobody got anything.
-    if _travelling and processes.children() == _children is not None:
+    if _travelling and _children is not None and processes.children() == _children:
         _travelling.clear()
 
 
 def _after_in_child() -> None:
     try:
-        _do(*(thing._after_fork_in_child for thing in list(_known)))
+        _do(*map(_in_child, _told or ()))
     finally:
         _done()
 
@@ -211,8 +246,8 @@ def _do(*steps: Callable[[], None]) -> None:
 
 
 def _done() -> None:
-    global _process
-    _process = None
+    global _process, _told
+    _process = _told = None
     mask = _mask
     guard.release()
     try:

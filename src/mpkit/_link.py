@@ -80,7 +80,7 @@ class Link:
     #: Whether packets are sent and received in one step each.
     whole_packets = True
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.SocketType) -> None:
         sock.setblocking(True)  # whatever socket.setdefaulttimeout() was given
         self._socket = sock
         self.fd: int = sock.fileno()
@@ -93,17 +93,14 @@ class Link:
         self._raw: Raw | None = None
         self._reads = self._reading(_CLOEXEC)
         self._reads_now = self._reading(NOW)
-        self._make_lock()
+        # Held while a packet goes out, never while one waits for room. Re-entrant: a
+        # signal handler may close a channel whose send() it interrupts.
+        self._sending = threading.RLock()
         self._said_last = False
 
     def _reading(self, flags: int) -> Iterator[Raw]:
         """Return what reads at each step; it never ends but by what it raises."""
         return iter(functools.partial(self._socket.recvmsg, PACKET, ANCILLARY, flags), None)
-
-    def _make_lock(self) -> None:
-        # Held while a packet goes out, never while one waits for room. Re-entrant: a
-        # signal handler may close a channel whose send() it interrupts.
-        self._sending = threading.RLock()
 
     @classmethod
     def pair(cls) -> tuple[Self, Self]:
@@ -118,10 +115,10 @@ class Link:
         """Return the link whose descriptor arrived from another process."""
         with _fork.guard:
             os.set_inheritable(fd, False)  # it is while a spawned process begins
-            return cls._known(socket.socket(fileno=fd))
+            return cls._known(socket.SocketType(fileno=fd))
 
     @classmethod
-    def _known(cls, sock: socket.socket) -> Self:
+    def _known(cls, sock: socket.SocketType) -> Self:
         link = cls(sock)
         _fork.know(link)
         return link
@@ -337,7 +334,8 @@ class Link:
             self.close()
 
     def _after_fork_in_child(self) -> None:
-        self._make_lock()  # a thread of the parent may hold it, which is not here to let go
+        # A thread of the parent may hold it, which is not here to let go.
+        self._sending = threading.RLock()
         if not _fork.travels(self):
             self.close()
 

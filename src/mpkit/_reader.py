@@ -58,10 +58,14 @@ class Forked:
 
     sure = True
 
-    def __init__(self, since: str) -> None:
+    def __init__(self, since: str, like: Forked | None = None) -> None:
         self._since = since
         # Weak, since a child that was forked does not keep alive what is deleted here.
-        self._had = {name: weakref.ref(thing) for name, thing in _ours(_main().items())}
+        self._had: dict[str, weakref.ref[Any]] = (
+            {name: weakref.ref(thing) for name, thing in _ours(_main().items())}
+            if like is None
+            else like._had
+        )
 
     def has(self, name: str, thing: object) -> bool:
         had = self._had.get(name)
@@ -170,10 +174,13 @@ _NO_NAMES: Final = _mainfile.Names(frozenset(), frozenset())
 _parent: Forked | None = None
 
 
-def begin() -> None:
-    """Note what a process of ours has in common with its parent, as long as that is all it has."""
+def begin(common: Forked | None) -> None:
+    """Note what a process of ours has in common with its parent, as long as that is all it has.
+
+    Its parent may have noted that itself, just before it has forked this process.
+    """
     global _parent
-    _parent = Forked("in a process that the program has started")
+    _parent = Forked("in a process that the program has started", common)
 
 
 def parent() -> Reader:

@@ -36,7 +36,7 @@ class StreamLink(Link):
 
     whole_packets = False
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.SocketType) -> None:
         super().__init__(sock)
         self._arriving = Arriving()
         # A packet, and how many bytes of it were sent each time; it was begun if any were.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -17,18 +18,17 @@ if TYPE_CHECKING:
 @pytest.fixture(params=["asked for", "looked at"])
 def ours(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[socket.socket, Callable[[], bool]]]:
+) -> Iterator[tuple[socket.SocketType, Callable[[], bool]]]:
     """A socket, and what tells whether it is still there: as on Linux, and as elsewhere."""
     if request.param == "looked at":
         monkeypatch.setattr(descriptors, "LINUX", False)
     here, there = descriptors.socket_pair(100)
-    with there:
+    with contextlib.closing(there), contextlib.closing(here):
         yield here, descriptors.watched(here.fileno())
-        here.close()
 
 
 def test_a_socket_is_there_until_it_is_closed(
-    ours: tuple[socket.socket, Callable[[], bool]],
+    ours: tuple[socket.SocketType, Callable[[], bool]],
 ) -> None:
     here, is_there = ours
     assert is_there()
@@ -38,12 +38,18 @@ def test_a_socket_is_there_until_it_is_closed(
     assert not is_there()
 
 
+def test_sockets_are_not_handed_to_programs_that_are_executed() -> None:
+    for end in descriptors.socket_pair(100):
+        assert not os.get_inheritable(end.fileno())
+        end.close()
+
+
 def test_what_has_its_number_is_not_taken_for_it(
-    ours: tuple[socket.socket, Callable[[], bool]],
+    ours: tuple[socket.SocketType, Callable[[], bool]],
 ) -> None:
     here, is_there = ours
     first, second = descriptors.socket_pair(100)
-    with first, second:
+    with contextlib.closing(first), contextlib.closing(second):
         os.dup2(first.fileno(), here.fileno())
         assert not is_there()
     null = os.open(os.devnull, os.O_RDWR)
@@ -52,7 +58,7 @@ def test_what_has_its_number_is_not_taken_for_it(
     assert not is_there()
 
 
-def test_a_copy_is_as_good(ours: tuple[socket.socket, Callable[[], bool]]) -> None:
+def test_a_copy_is_as_good(ours: tuple[socket.SocketType, Callable[[], bool]]) -> None:
     """A task that redirects what is there and puts it back has done no harm."""
     here, is_there = ours
     number = here.fileno()

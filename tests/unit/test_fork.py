@@ -184,6 +184,63 @@ def test_what_was_known_and_is_garbage_is_not_told() -> None:
     in_a_forked_child(lambda: None)
 
 
+def test_what_is_forgotten_is_told_of_no_fork() -> None:
+    here, there = _links.pair()
+    _fork.forget(here)
+    _fork.forget(here)  # again is fine
+
+    def child() -> None:
+        assert there.closed
+        assert not here.closed
+
+    in_a_forked_child(child)
+    here.close()
+    there.close()
+
+
+def test_what_is_given_away_moves_and_all_else_stays() -> None:
+    """It is not looked for among the arguments: what else they hold does not travel."""
+    (here, there), (other, another) = _links.pair(), _links.pair()
+    process = multiprocessing.get_context("fork").Process(target=say_which, args=(there, another))
+    _fork.give_away(process, (there,))
+    process.start()
+    assert there.closed
+    assert not another.closed
+    packet = here.receive(_wait.Deadline(PATIENCE))
+    assert packet == (b"another: True", [])
+    process.join()
+    process.close()
+    for link_ in (here, other, another):
+        link_.close()
+
+
+def say_which(there: Any, another: Any) -> None:
+    there.send(f"another: {another.closed}".encode(), ())
+
+
+def test_what_a_handler_makes_while_it_forks_is_told_of_that_fork(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+    here, there = _links.pair()
+    look = type(here)._before_fork
+
+    def make_more(link_: Any) -> None:
+        look(link_)
+        if not made:
+            made.extend(_links.pair())
+
+    monkeypatch.setattr(type(here), "_before_fork", make_more)
+
+    def child() -> None:
+        assert [link_.closed for link_ in made] == [True, True]
+
+    in_a_forked_child(child)
+    assert [link_.closed for link_ in made] == [False, False]
+    for link_ in (here, there, *made):
+        link_.close()
+
+
 def test_signals_work_in_a_child_forked_by_hand() -> None:
     signal = Signal()
     in_a_forked_child(signal.set)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import types
@@ -38,7 +39,7 @@ def told(workers: int, asked: int | None = None, context: Any = SPAWN) -> Thread
 @given(workers=st.integers(1, 1000), cores=st.integers(1, 1000))
 def test_all_threads_fit_the_machine(workers: int, cores: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threads, "usable_cores", lambda: cores)
+        patch.setattr(threads, "usable_cores", lambda few=1: cores)
         each = told(workers).number
     assert each >= 1
     assert workers * each <= max(cores, workers)
@@ -46,14 +47,14 @@ def test_all_threads_fit_the_machine(workers: int, cores: int) -> None:
 
 
 def test_each_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "usable_cores", lambda: 9)
+    monkeypatch.setattr(threads, "usable_cores", lambda few=1: 9)
     assert told(2).environment == dict.fromkeys(VARIABLES, "4")
     assert told(2, 3).environment == dict.fromkeys(VARIABLES, "3")
     assert threads.of_workers(2, 0, SPAWN) is None
 
 
 def test_what_the_user_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "usable_cores", lambda: 4)
+    monkeypatch.setattr(threads, "usable_cores", lambda few=1: 4)
     monkeypatch.setenv("MKL_NUM_THREADS", "7")
     monkeypatch.setenv("BLIS_NUM_THREADS", "")  # is not set
     found = told(2)
@@ -66,7 +67,7 @@ def test_what_the_user_has_said_to_openmp_holds_for_who_listens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With OPENBLAS_NUM_THREADS from us, OpenBLAS would not look at his OMP_NUM_THREADS."""
-    monkeypatch.setattr(threads, "usable_cores", lambda: 4)
+    monkeypatch.setattr(threads, "usable_cores", lambda few=1: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
     assert told(2).environment == {"OMP_NUM_THREADS": "3,2", "VECLIB_MAXIMUM_THREADS": "2"}
 
@@ -102,7 +103,7 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> list[Library]:
 def test_what_is_loaded_is_told_to_start_fewer_but_never_more(
     libraries: list[Library], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "usable_cores", lambda: 4)
+    monkeypatch.setattr(threads, "usable_cores", lambda few=1: 4)
     monkeypatch.setenv("MKL_NUM_THREADS", "8")
     told(2)._replace(method="forkserver").arrive()
     assert [library.num_threads for library in libraries] == [2, 1, 8, None, 8]
@@ -171,3 +172,14 @@ def test_a_pool_without_workers_of_its_own_cannot_tell_them() -> None:
             mpkit.TaskPool(on=executor, threads_per_worker=2)
         with mpkit.TaskPool(on=executor) as pool:
             assert pool.threads_per_worker is None
+
+
+def test_handlers_of_signals_are_set_as_by_the_signal_module() -> None:
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        stdlib.handle_signal(signal.SIGUSR1, int(signal.SIG_DFL))
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+        stdlib.handle_signal(signal.SIGUSR1, print)
+        assert signal.getsignal(signal.SIGUSR1) is print
+    finally:
+        signal.signal(signal.SIGUSR1, before)

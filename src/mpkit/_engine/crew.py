@@ -11,7 +11,7 @@ import signal
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mpkit import _links, _wait
+from mpkit import _fork, _links, _wait
 from mpkit._child import Child
 from mpkit._engine.inbox import Inbox
 from mpkit._link import LinkDown, Malformed, discard
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
     from mpkit._engine.audience import Audience, Ear
+    from mpkit._reader import Forked
     from mpkit._worker.aside import Beside
     from mpkit._worker.journal import Journals
     from mpkit._worker.setup import Setup
@@ -45,6 +46,7 @@ class Worker:
         setup: Setup,
         name: str | None = None,
         audience: Audience | None = None,
+        common: Forked | None = None,
     ) -> None:
         self._journals = journals
         link, reader = _links.pair()
@@ -71,7 +73,8 @@ class Worker:
             with stdlib.interrupts_held(context.get_start_method()):
                 args = reader, writer, journal, setup, beside
                 ahead = setup.threads.environment if setup.threads is not None else None
-                self.child = Child(worker.main, args, context, name, ahead)
+                moves = (reader, writer) if beside is None and setup.empty else None
+                self.child = Child(worker.main, args, context, name, ahead, moves, common)
             #: The number of its process.
             self.pid: int = self.child.pid
         except BaseException:
@@ -83,6 +86,7 @@ class Worker:
         finally:
             reader.close()
             writer.close()
+            _fork.forget(reader, writer)
             if beside is not None:
                 beside.writer.close()
 
@@ -193,5 +197,6 @@ class Worker:
         self._forget_received()
         self.inbox.close()
         self.outbox.close()
+        _fork.forget(self.outbox)
         if self.ear is not None:
             self.ear.close()

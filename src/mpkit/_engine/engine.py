@@ -38,7 +38,7 @@ class Engine:
         self.recorder = Recorder()
         self.feeds = Feeds()
         self._closed_because: str | None = None
-        self._supervisor = Supervisor(settings, self.recorder)
+        self._supervisor = Supervisor(settings, self.recorder, self.reader)
 
     def check(self, options: Options) -> None:
         """There is no option that this backend cannot honour."""

@@ -312,7 +312,9 @@ class Inbox:
                     self._unread.send(_NO_ANSWERS, (), _NOW)
             else:
                 self._link.close()
+                _fork.forget(self._link)
             self._unread.close()
+        _fork.forget(self._unread)
 
 
 def _bytes_in(link: Link) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
     from mpkit._engine.audience import Audience
+    from mpkit._reader import Forked
     from mpkit._worker.setup import Setup
 
 #: Seconds that are waited at most before one looks again. (epoll counts to 24 days.)
@@ -59,25 +60,34 @@ class Roster:
         with contextlib.suppress(KeyError):
             self._selector.unregister(fd)
 
-    def start(
-        self, says: Callable[[int], None], ended: Callable[[int], None]
-    ) -> tuple[int, Worker]:
-        """Start a worker; return its number, and itself.
+    def start(self, common: Forked | None = None) -> int:
+        """Start a worker, and return its number. `attend` is to follow.
 
-        ``says`` is called with that when its connection is readable, ``ended`` when it is dead.
         Raises what the system says if there is no room for a process, and whatever pickling the
-        initializer raises.
+        initializer raises. ``common`` is what a forked one will have of the main module, if known.
         """
         number = next(self._numbers)
         name = f"mpkit worker {number + 1}"
-        worker = Worker(self._context, self._journals, self._setup, name, self._audience)
+        worker = Worker(self._context, self._journals, self._setup, name, self._audience, common)
         # First of all: those that are here are ended if a Ctrl-C ends the making of the pool.
         self.workers[number] = worker
+        return number
+
+    def attend(
+        self, number: int, says: Callable[[int], None], ended: Callable[[int], None]
+    ) -> Worker:
+        """Watch a worker that was started, and return it.
+
+        ``says`` is called with its number when its connection is readable, ``ended`` when it is dead.
+        """
+        worker = self.workers[number]
         if worker.slot is not None:
             self._writers[worker.slot] = number
         self.watch(worker.outbox.fd, functools.partial(says, number))
         self.watch(worker.child.sentinel, functools.partial(ended, number))
-        return number, worker
+        if self._audience is not None and worker.ear is not None:
+            self.watch(worker.ear.fd, functools.partial(self._audience.hear, worker.ear))
+        return worker
 
     def wait(self, until: float | None) -> list[int]:
         """Wait for something to happen, and call what is to be; return who has written.

@@ -12,7 +12,6 @@ No lock is shared between processes, so no dead one can hold any.
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from mpkit._engine.roster import Roster
 from mpkit._engine.schedule import Schedule
 from mpkit._engine.verdict import Verdict
 from mpkit._engine.warden import Warden
+from mpkit._reader import Forked
 from mpkit._task.asked import Asked
 from mpkit._wait import Deadline
 from mpkit._worker import wire
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mpkit._engine.actions import Action
     from mpkit._engine.ledger import Entry
     from mpkit._engine.settings import Settings
+    from mpkit._reader import Reader
     from mpkit._task.task import Task
     from mpkit._watch.recorder import Recorder, Span
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 class Supervisor:
     """Runs tasks on processes of its own. See the module's docstring for who owns what."""
 
-    def __init__(self, settings: Settings, recorder: Recorder) -> None:
+    def __init__(self, settings: Settings, recorder: Recorder, reader: Reader | None) -> None:
         self._recorder = recorder
         hard_limit = settings.memory_hard_limit
         limits = [limit for limit in (settings.memory_limit, hard_limit) if limit is not None]
@@ -99,8 +100,10 @@ class Supervisor:
         self.submit = self._intake.submit
         self._roster.watch(self._mailbox.reader, self._mailbox.woke)
         # The first workers start here: a fork is safest while there are few threads.
+        self._common = reader if isinstance(reader, Forked) else None
         try:
             self._act()
+            self._common = None  # there may be more by the time when others are forked
             if self._audience is not None:
                 self._audience.start()
             self._thread = threading.Thread(target=self._supervise, name="mpkit pool", daemon=True)
@@ -354,43 +357,59 @@ class Supervisor:
         self._perform(self._schedule.decide())
 
     def _perform(self, actions: Iterable[Action]) -> None:
-        for action in actions:
-            match action:
-                case Send(number, tasks):
-                    if self._intake.shortcut.withdraw(number):
-                        self._dispatch.send(number, tasks)
-                    else:  # they are sent when it reports what it was sent meanwhile
-                        self._intake.take_in()  # or it would report that to its caller only
-                        self._dispatch.returned(number, tasks)
-                case Spawn():
-                    self._spawn()
-                case TakeBack(number):
-                    self._take_back(number)
-                case Retire(number):
-                    idle = self._intake.shortcut.withdraw(number)
-                    self._recorder.worker_leaves(self._crew[number].pid)
-                    self._crew[number].retire(idle=idle and self._schedule.running(number) is None)
-                    self._warden.told_to_leave()
-                case Lose(task, number):
-                    self._verdict.lost(task, self._crew[number])
-                case Abandon(task, attempts):
-                    self._verdict.abandoned(task, attempts)
-
-    def _spawn(self) -> None:
+        started: list[int] = []
         try:
-            number, worker = self._roster.start(self._read_reports, self._ended)
+            for action in actions:
+                if isinstance(action, Spawn):
+                    self._spawn(started)
+                else:
+                    self._attend(started)
+                    self._perform_one(action)
+        finally:
+            self._attend(started)
+
+    def _perform_one(self, action: Send | TakeBack | Retire | Lose | Abandon) -> None:
+        match action:
+            case Send(number, tasks):
+                if self._intake.shortcut.withdraw(number):
+                    self._dispatch.send(number, tasks)
+                else:  # they are sent when it reports what it was sent meanwhile
+                    self._intake.take_in()  # or it would report that to its caller only
+                    self._dispatch.returned(number, tasks)
+            case TakeBack(number):
+                self._take_back(number)
+            case Retire(number):
+                idle = self._intake.shortcut.withdraw(number)
+                self._recorder.worker_leaves(self._crew[number].pid)
+                self._crew[number].retire(idle=idle and self._schedule.running(number) is None)
+                self._warden.told_to_leave()
+            case Lose(task, number):
+                self._verdict.lost(task, self._crew[number])
+            case Abandon(task, attempts):
+                self._verdict.abandoned(task, attempts)
+
+    def _spawn(self, started: list[int]) -> None:
+        try:
+            number = self._roster.start(self._common)
         except (OSError, MemoryError, EOFError) as error:  # the last: the fork server had none
             self._verdict.no_process(error)
-            return
         except BaseException as error:  # pickling the initializer is user code
             if not self.is_own_thread():
                 raise  # to who makes the pool
             self._verdict.init_cannot_travel(error)
-            return
-        if self._audience is not None and worker.ear is not None:
-            self._roster.watch(worker.ear.fd, functools.partial(self._audience.hear, worker.ear))
-        self._recorder.worker_started(worker.pid)
-        self._schedule.spawned(number)
+        else:
+            started.append(number)
+            self._schedule.spawned(number)
+
+    def _attend(self, started: list[int]) -> None:
+        """Watch workers that were started: when all are that are to be.
+
+        Each page that is written to between two forks is copied once more for the second.
+        """
+        for number in started:
+            worker = self._roster.attend(number, self._read_reports, self._ended)
+            self._recorder.worker_started(worker.pid)
+        started.clear()
 
     # the end
 

@@ -39,9 +39,15 @@ def from_environment() -> int | None:
     return int(said)
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use: those it has, or what it has of their time."""
-    cores, time = affinity(), cpu_quota()
+def usable_cores(few: int = 1) -> int:
+    """Return how many cores this process may use: those it has, or what it has of their time.
+
+    Who asks only whether it may use more than ``few`` does not always have to wait for the latter.
+    """
+    cores = affinity()
+    if cores <= few:
+        return cores
+    time = cpu_quota()
     return cores if time is None else max(1, min(cores, math.ceil(time)))
 
 

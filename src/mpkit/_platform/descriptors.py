@@ -9,6 +9,7 @@ import functools
 import os
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING, Final
 
 from mpkit._platform import LINUX
@@ -40,15 +41,20 @@ def open_pidfd(pid: int) -> int | None:
 HAS_PACKETS: Final = LINUX and hasattr(socket, "SOCK_SEQPACKET")
 
 
-def socket_pair(whole: int) -> tuple[socket.socket, socket.socket]:
+#: `socket.socketpair` without what Python adds, which is to count the files that are made of them.
+_socketpair: Callable[[int, int], tuple[socket.SocketType, socket.SocketType]]
+_socketpair = sys.modules["_socket"].socketpair
+
+
+def socket_pair(whole: int) -> tuple[socket.SocketType, socket.SocketType]:
     """Return two connected local sockets, of packets if the system has those.
 
     Over a stream, each has room for ``whole`` bytes, and takes them at once or not at all, as
     far as the system can.
     """
     if HAS_PACKETS:
-        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        return _socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pair = _socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     for end in pair:
         # macOS begins with room for 8 KiB. BSD, and it, send no part of what may not block
         # while there is less room than this "low water mark"; Linux has none for sending.
@@ -91,10 +97,13 @@ def watched(fd: int) -> Callable[[], bool]:
     """
     if LINUX:
         us = os.getpid()
-        with contextlib.suppress(OSError):  # where something stands between us and Linux
+        try:
             fcntl.fcntl(fd, fcntl.F_SETOWN, us)
-            if fcntl.fcntl(fd, fcntl.F_GETOWN) == us:
-                return functools.partial(_has_owner, us, fd)
+            marked = fcntl.fcntl(fd, fcntl.F_GETOWN) == us
+        except OSError:  # something stands between us and Linux
+            marked = False
+        if marked:
+            return functools.partial(_has_owner, us, fd)
     same = identity(fd)
     return lambda: identity(fd) == same
 

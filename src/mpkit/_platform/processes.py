@@ -25,8 +25,8 @@ def process_name(pid: int) -> str:
 def _status(pid: int) -> list[str]:
     """Return the fields of /proc/<pid>/stat from the state on; [] if they cannot be had."""
     try:
-        with open(f"/proc/{pid}/stat", errors="replace") as file:
-            return file.read().rpartition(") ")[2].split()
+        with open(f"/proc/{pid}/stat", "rb", 0) as file:  # a text would take twice as long
+            return file.read().rpartition(b") ")[2].decode().split()
     except OSError:
         return []
 

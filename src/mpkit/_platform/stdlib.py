@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 #: as all else that we do at a fork, in the parent and once more in the child.
 signal_mask: Callable[[int, Iterable[int]], set[int]] = sys.modules["_signal"].pthread_sigmask
 
+#: `signal.signal`, likewise: a handler is a function, or what `signal.SIG_DFL` and `SIG_IGN` are as
+#: numbers.
+handle_signal: Callable[[int, Any], Any] = sys.modules["_signal"].signal
+
 
 def call_at_exit(function: Callable[[], object], priority: int) -> util.Finalize:
     """Call ``function`` when this process ends, in the root and in multiprocessing's children.
@@ -295,16 +299,16 @@ def interrupts_held(method: str) -> Generator[None, None, None]:
     """
     # The helpers of multiprocessing would inherit that, and to start one ends it in this thread.
     start_helpers(method)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal_mask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal_mask(signal.SIG_SETMASK, before)
 
 
 def allow_interrupts() -> None:
     """Let SIGINT in again, in a process that was started by `interrupts_held`."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal_mask(signal.SIG_UNBLOCK, (signal.SIGINT,))
 
 
 def renew_standard_streams() -> None:

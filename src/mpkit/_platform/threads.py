@@ -62,8 +62,10 @@ class Threads(NamedTuple):
     def arrive(self) -> None:
         """Have this process, a new worker, heed it, as far as it did not begin with it."""
         if self.method == "fork":
-            os.environ.update(self.environment)
-        if self.method != "spawn":  # a fork server may have loaded what its children have
+            for name, value in self.environment.items():
+                os.environ[name] = value
+        # A fork server may have loaded what its children have.
+        if self.method != "spawn" and _needs_a_controller():
             try:
                 self._tell_what_is_loaded()
             except Exception as error:  # noqa: BLE001  it is others' code, and no task needs it
@@ -88,7 +90,7 @@ class Threads(NamedTuple):
 
 def share(workers: int) -> int:
     """Return how many threads each of so many workers may have, so that all fit the machine."""
-    return max(1, usable_cores() // workers)
+    return max(1, usable_cores(few=workers) // workers)
 
 
 def of_workers(workers: int, asked: int | None, context: BaseContext) -> Threads | None:
@@ -117,7 +119,7 @@ def of_workers(workers: int, asked: int | None, context: BaseContext) -> Threads
 
 def _needs_a_controller() -> bool:
     """Tell whether there may be a library that does not look at the environment any more."""
-    return any(name in sys.modules for name in _LOADERS)
+    return not sys.modules.keys().isdisjoint(_LOADERS)
 
 
 def _controller() -> Any:

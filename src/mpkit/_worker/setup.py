@@ -34,6 +34,11 @@ class Setup(Bearer):
     def _carried(self) -> list[object]:
         return [self.init, self.finalizer, self.shared]
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of the program's travels with it."""
+        return self.init is None and self.finalizer is None and self.shared is None
+
     def close(self) -> None:
         """There will be no more workers: give back what only they need."""
         if self.shared is not None:

@@ -34,6 +34,9 @@ _NOW = _wait.Deadline(0)
 #: Bytes of the stream of an outcome that fits into the journal.
 _MOST_SMALL: Final = MOST_BYTES - wire.DONE_SIZE - len(_parcel.PLAIN)
 
+#: As `stdlib.handle_signal` takes it.
+_DEFAULT: Final = int(signal.SIG_DFL)
+
 #: When a task began and ended, the kind of what came of it, and that; sealed, if it is small.
 Outcome = tuple[float, float, bytes, "Parcel | bytes"]
 
@@ -66,9 +69,9 @@ def main(
     # Ctrl-C reaches every process of the terminal, and it is the parent that decides.
     # A handler that does nothing, not SIG_IGN: programs that a task starts by exec would
     # inherit that.
-    signal.signal(signal.SIGINT, _ignore)
+    stdlib.handle_signal(signal.SIGINT, _ignore)
     # What the parent installed, and a fork handed down, is not meant for a worker.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    stdlib.handle_signal(signal.SIGTERM, _DEFAULT)
     signal.set_wakeup_fd(-1)
     # What there is now is no task's: under fork it is the parent's, whose garbage is not ours to
     # finalize; under spawn it is modules, which to look through as we end takes 5 ms.
