@@ -9,6 +9,7 @@ what `Parcel.seal` did; descriptors ride on the packet, which then has one task.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -147,6 +148,7 @@ def decode_for_worker(data: bytes) -> Run:
 
 
 _DECLINED_WHOLE = struct.Struct("=cQQ")
+assert _DECLINED_WHOLE.size < DONE_SIZE  # by which they are told apart
 
 
 def encode_declined(packet: int, index: int) -> bytes:
@@ -161,12 +163,12 @@ def decode_records(records: deque[bytes]) -> list[Done] | Declined:
     """
     if records[0].startswith(_DECLINED):
         return Declined(*_DECLINED_WHOLE.unpack(records.popleft())[1:])
-    dones: list[Any] = []
     unpack = _DONE_WHOLE.unpack_from
-    for data in records:
-        if not data or data.startswith(_DECLINED):
-            break
-        dones.append((*unpack(data), data))
+    try:
+        dones: list[Any] = [(*unpack(data), data) for data in records]
+    except struct.error:  # some are shorter, and something else
+        its = itertools.takewhile(lambda data: len(data) >= DONE_SIZE, records)
+        dones = [(*unpack(data), data) for data in its]
     if len(dones) == len(records):  # as mostly
         records.clear()
     else:
