@@ -96,13 +96,12 @@ class Ledger:
         for entry in entries:
             if entry.killed:
                 entry.task.cancel()
-        cancelled: list[int] = []
-        for task in Task.start_all([entry.task for entry in entries]):
-            self._forget(self.entries[task.number])
+        cancelled = [task.number for task in Task.start_all([entry.task for entry in entries])]
+        for number in cancelled:
+            self._forget(self.entries[number])
             self._recorder.task_cancelled()
-            cancelled.append(task.number)
-        if cancelled:
-            entries = [entry for entry in entries if entry.task.number not in cancelled]
+        if cancelled:  # the others are still there
+            entries = [entry for entry in entries if entry.task.number in self.entries]
         return entries, cancelled
 
     def _forget(self, entry: Entry) -> None:
