@@ -17,7 +17,7 @@ import pytest
 
 import mpkit
 from tests import poolwork
-from tests.support import PATIENCE, until
+from tests.support import PATIENCE, supervisor_of, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,6 +194,18 @@ def test_an_iterator_does_not_keep_what_it_gave() -> None:
             gone = weakref.ref(next(results))
             until(lambda gone=gone: gone() is None)  # type: ignore[misc]
             results.close()  # type: ignore[attr-defined]
+
+
+def test_a_pool_does_not_keep_the_results_of_a_map() -> None:
+    """Nor does a cycle, until there is a search for garbage."""
+    with mpkit.TaskPool(2) as pool:
+        until(lambda: len(supervisor_of(pool)._intake.shortcut.idle) == 2)
+        gc.disable()
+        try:
+            gone = [weakref.ref(each) for each in pool.map(set, [[n] for n in range(50)])]
+            until(lambda: not any(each() for each in gone))
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,7 @@ class Volley:
         launch, self.launch = self.launch, None
         if self.waiting and launch is not None:
             launch()
+        self.sent.clear()  # whose tasks tell him of their ends who has us, and all results
 
 
 class Shortcut:
