@@ -129,6 +129,18 @@ def run_out_of_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
+class Unhashable(type):
+    """The class of a class that has no hash."""
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class OfUnhashable(metaclass=Unhashable): ...
+
+
 def recurse() -> None:
     recurse()
 

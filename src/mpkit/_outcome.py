@@ -395,7 +395,12 @@ def describe(fn: Callable[..., object]) -> str:
     """Return a name for a call of ``fn`` that a reader of an error will recognise."""
     if type(fn) is FunctionType:  # as most are; and then many calls have the same text
         key = fn.__module__, fn.__qualname__
-        return _texts.get(key) or _described(key)
+        try:
+            return _texts[key]
+        except KeyError:
+            return _described(key)
+        except TypeError:  # somebody has set a module that is no text, and has no hash
+            pass
     inner = getattr(fn, "func", None)  # functools.partial
     if callable(inner):
         return describe(inner)

@@ -206,7 +206,10 @@ _ATOMS: Final = frozenset({type(None), bool, int, float, str})
 
 def are_atoms(things: Iterable[object]) -> bool:
     """Tell whether `dump_atoms` is for a list (of tuples) of these."""
-    return _ATOMS.issuperset(map(type, things))
+    try:
+        return _ATOMS.issuperset(map(type, things))
+    except Exception:  # noqa: BLE001  a class whose metaclass has no hash, or one that raises
+        return False
 
 
 def dump_atoms(message: object) -> bytes:

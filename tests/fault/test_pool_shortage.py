@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import mpkit
+from mpkit import _parcel
 from mpkit._engine import crew
 from tests import poolwork
 from tests.support import PATIENCE, supervisor_of, until
@@ -229,3 +230,26 @@ def test_five_hundred_workers_work() -> None:
             assert len(supervisor._crew) == 500
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def make_unhashable(_: object = None) -> object:
+    return poolwork.OfUnhashable()
+
+
+def no_memory(_: object) -> bytes:
+    raise MemoryError
+
+
+def test_a_result_that_cannot_be_pickled_costs_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parcel, "dump_atoms", no_memory)
+    with mpkit.TaskPool(1, context="fork") as pool:
+        monkeypatch.undo()
+        with pytest.raises(TypeError, match="unhashable"):
+            pool.apply(make_unhashable)
+        with pytest.raises(mpkit.NotPicklable, match="unhashable"):
+            next(pool.imap(make_unhashable, [0]))
+        with pytest.raises(MemoryError):
+            pool.apply(os.getpid)
+        with pytest.raises(MemoryError):
+            next(pool.imap(abs, [-3]))
+        assert pool.stats().restarts == 0

@@ -573,3 +573,12 @@ def test_a_call_is_described_by_its_name() -> None:
     assert _outcome.describe(functools.partial(functools.partial(len))) == "len"
     assert _outcome.describe(raise_it) == f"{__name__}.raise_it"
     assert _outcome.describe(Callable()).endswith("Callable")
+
+
+@pytest.mark.parametrize(("module", "text"), [(None, "fn"), ("m", "m.fn"), (["m"], "['m'].fn")])
+def test_a_function_of_an_odd_module_is_described(module: Any, text: str) -> None:
+    def fn() -> None: ...
+
+    fn.__module__, fn.__qualname__ = module, "fn"
+    for _ in range(2):
+        assert _outcome.describe(fn) == text

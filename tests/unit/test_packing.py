@@ -83,6 +83,25 @@ def test_a_name_that_means_another_function_by_now_is_not_sent(module: ModuleTyp
     assert travelled(first)[0]() == "first"
 
 
+def test_a_name_whose_module_is_another_thing_by_now_is_not_sent(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert travelled(module.fn)[0] is module.fn
+    for instead in (3, None):
+        monkeypatch.setitem(sys.modules, "changing", instead)
+        assert packing._named(module.fn, None) is None
+    module.fn.__module__ = ["no text"]
+    assert packing._named(module.fn, None) is None
+
+
+def test_a_name_of_an_argument_that_cannot_travel_is_named() -> None:
+    class Word(str):
+        __slots__ = ()
+
+    with pytest.raises(NotPicklable, match="Word"), without_cloudpickle():
+        travelled(poolwork.square, **{Word("n"): 3})
+
+
 def test_a_worker_calls_what_has_the_name_there(module: ModuleType) -> None:
     """As pickle does: a module may have been changed by an earlier task."""
     data, _ = packing.pack(Call(module.fn, (), {}), None)

@@ -24,6 +24,7 @@ from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed
 from mpkit._parcel import pack, unpack, unpack_stream
 from mpkit._pickling import OUT_OF_BAND
 from mpkit._platform import descriptors, memory
+from tests import poolwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +91,11 @@ def test_only_what_pickle_alone_can_do_is_left_to_it() -> None:
     for other in (Loud("x"), b"", [], int, array("b")):
         assert not _parcel.are_atoms([1, other])
     assert travelled(Loud("x")) == "X"
+
+
+def test_what_has_a_class_without_a_hash_is_no_atom() -> None:
+    """Its worker died of the question."""
+    assert not _parcel.are_atoms([poolwork.OfUnhashable()])
 
 
 def repeated(data: bytes) -> st.SearchStrategy[bytes]:

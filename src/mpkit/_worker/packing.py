@@ -47,7 +47,8 @@ def pack(call: Call, reader: Reader | None) -> tuple[bytes, Parcel | None]:
         args, kwargs = call.args, call.kwargs
         if not args and not kwargs:
             return head, None
-        if _parcel.are_atoms(args) and (not kwargs or _parcel.are_atoms(kwargs.values())):
+        # Names may be of a subclass of str.
+        if _parcel.are_atoms((*args, *kwargs, *kwargs.values()) if kwargs else args):
             stream = _parcel.dump_atoms((args, kwargs))
             if len(stream) <= _parcel.MOST_INLINE:
                 return head + _parcel.PLAIN + stream, None
@@ -223,9 +224,11 @@ def _named(fn: Callable[..., Any], reader: Reader | None) -> bytes | None:
     if known is not None:
         same, module, name, head, has_it = known
         if same is fn and (has_it is None or has_it is reader):
-            there = sys.modules.get(module)  # as `_is_there`, for one call less
-            if there is not None and there.__dict__.get(name) is fn:
-                return head
+            try:  # as `_is_there`, for one call less
+                if sys.modules[module].__dict__.get(name) is fn:
+                    return head
+            except (KeyError, AttributeError):  # and is not there
+                return None
     if type(fn) not in (FunctionType, BuiltinFunctionType):
         return None
     module, name = fn.__module__, fn.__qualname__
@@ -248,7 +251,8 @@ def _named(fn: Callable[..., Any], reader: Reader | None) -> bytes | None:
 def _is_there(fn: Callable[..., Any], module: str, name: str) -> bool:
     try:
         return sys.modules[module].__dict__.get(name) is fn
-    except (KeyError, AttributeError):  # something else may be in the place of a module
+    # Something else may be in the place of a module, and of its name.
+    except (KeyError, AttributeError, TypeError):
         return False
 
 

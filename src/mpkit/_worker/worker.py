@@ -178,8 +178,9 @@ def _run(task: int, packed: bytes, fds: list[int], common: bytes) -> Outcome:
     if _parcel.are_atoms(itertools.chain.from_iterable(value) if common else (value,)):
         try:
             stream = _parcel.dump_atoms(value)
-        except MemoryError as error:
-            return began, ended, _outcome.FAILED, _outcome.pack_error(f"task {task}", error)
+        except BaseException as error:  # noqa: BLE001  as in `pack_result`: there may be no memory
+            parcel = _outcome.pack_error(f"task {task}", error)
+            return began, ended, _outcome.FAILED, _sealed_if_small(parcel)
         if len(stream) <= _MOST_SMALL:  # as `_sealed_if_small`, without a parcel
             return began, ended, _outcome.DONE, _parcel.PLAIN + stream
         return began, ended, _outcome.DONE, _parcel.of(stream)
