@@ -16,11 +16,12 @@ import weakref
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mpkit import _mainfile
 from mpkit._platform import mains
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from mpkit._mainfile import Names
 
 #: What is in each pickle that names something of a main module.
 TRACE: Final = b"_main__"
@@ -93,8 +94,10 @@ class Anew:
         return sys.modules.get("__main__") is self._main
 
     @functools.cached_property
-    def _names(self) -> _mainfile.Names | None:
-        return _mainfile.names_of(self._file) if self._file else _NO_NAMES
+    def _names(self) -> Names | None:
+        from mpkit import _mainfile  # noqa: PLC0415  a worker, which starts without, seldom needs it
+
+        return _mainfile.names_of(self._file) if self._file else None
 
     def has(self, name: str, thing: object) -> bool:
         if not self._file or not self.is_of_this_program():
@@ -168,7 +171,6 @@ class Foreign:
 
 
 UNKNOWN: Final = Unknown()
-_NO_NAMES: Final = _mainfile.Names(frozenset(), frozenset())
 
 #: What the parent of this process has, if that is one of our children.
 _parent: Forked | None = None
