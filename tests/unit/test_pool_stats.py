@@ -80,6 +80,25 @@ def test_the_life_of_a_worker_is_busy_waits_or_is_idle(clock: list[float]) -> No
     assert (worker.tasks, worker.failed) == (3, 1)
 
 
+class Interrupting:
+    """A task of which as much as its name is not told before a Ctrl-C comes."""
+
+    since, attempts, name = 0.0, 0, "task 1"
+
+    @property
+    def what(self) -> str:
+        raise KeyboardInterrupt
+
+
+def test_what_was_counted_as_submitted_is_done_though_a_ctrl_c_came() -> None:
+    """Of what its caller has settled nobody else would ever tell that it is done."""
+    recorder = Recorder()
+    recorder.worker_started(1)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.tasks_ended(1, [(Interrupting(), 0, 1, False)], untold=1)
+    assert recorder.stats().pending == 0
+
+
 def test_one_that_died_was_busy_from_when_it_can_have_begun(clock: list[float]) -> None:
     recorder = Recorder()
     recorder.worker_started(1)

@@ -169,8 +169,7 @@ class Recorder:
         many nobody has told when they were submitted: they are ``untold``, and counted now.
         """
         with self._counting:
-            self._untold += untold
-            worker = self._workers[pid]
+            worker, count = self._workers[pid], len(spans)
             record, failures, ended = self._record, 0, 0.0
             name, note_run, note_wait = record.name, record.runs.note, record.waits.note
             last, busy, waited = worker.last, worker.busy, worker.waited
@@ -190,11 +189,14 @@ class Recorder:
                 if failed:
                     record.failed += 1
                     failures += 1
+            # Nothing in between from which a signal handler may raise: of what is untold nobody
+            # would ever tell that it is done.
             worker.last, worker.busy, worker.waited = last, busy, waited
-            worker.tasks += len(spans)
+            worker.tasks += count
             worker.failed += failures
-            self._attempts += len(spans)
-            self._done += len(spans) - failures
+            self._attempts += count
+            self._untold += untold
+            self._done += count - failures
             if record.runs.full:
                 record.fold()
             if ended - worker.looked > BETWEEN_LOOKS:
