@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import mpkit
+from mpkit._worker.packing import MOST_AGAIN
 from tests import poolwork
 from tests.support import PATIENCE, until
 
@@ -52,6 +53,31 @@ def test_a_dead_worker_fails_its_slice_and_nothing_runs_twice(tmp_path: Path, re
     # Of what is repeated, all was in the slice that the dead worker had not reported.
     assert repeated <= set(range(30 - 30 % 5, 35)) if retries else not repeated
     assert set(range(30)) <= set(runs)
+
+
+class TakesLongToSend:
+    """Waits, as it is pickled, for a moment that another item of its map brings about."""
+
+    def __init__(self, told: mpkit.Signal) -> None:
+        self.told = told
+
+    def __reduce__(self) -> tuple[type[bool], tuple[bool]]:
+        return bool, (self.told.wait(PATIENCE),)
+
+
+def test_what_is_small_does_not_wait_for_what_is_large_and_takes_long_to_send() -> None:
+    told, large = mpkit.Signal(), bytes(MOST_AGAIN + 1)
+    wanted: list[object] = [1, 2, told, 4, large, 6, large, TakesLongToSend(told)]
+    with mpkit.TaskPool(1) as pool:
+        values = pool.map_async(tell, wanted).get(PATIENCE)
+    assert values == [0, 0, 1, 0, 0, 0, 0, 1]
+
+
+def tell(item: object) -> int:
+    if isinstance(item, mpkit.Signal):
+        item.set()
+        return 1
+    return int(item is True)
 
 
 def test_a_pool_that_is_left_finishes_its_maps() -> None:

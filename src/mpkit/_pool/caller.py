@@ -234,6 +234,7 @@ class _Parts(Generic[R]):
             if self._submit_part is not None:
                 part.packed = self._packed.pop() if self._packed else self._pack(piece)
             if part.packed is None:
+                self._volley.end()  # nothing waits for what does not go with it, and is mostly large
                 args = self._fn, piece, self._star
                 return self._caller._submit(chunks.run_all, args, {}, name=self._name)
         assert self._submit_part is not None
