@@ -269,8 +269,11 @@ class Schedule:
 
     @property
     def most_ahead(self) -> int:
-        """How many tasks a worker may have at most, as long as they have been taking. Any thread."""
-        return 2 * self._packet() or 1
+        """How many tasks a caller may send a worker, as long as they have been taking. Any thread.
+
+        No more than a packet, as half of its journal may be unread (see `Journals.crowded`).
+        """
+        return min(2 * self._packet(), MOST_IN_PACKET) or 1
 
     @property
     def backlog(self) -> bool:
