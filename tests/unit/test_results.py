@@ -204,3 +204,15 @@ def test_a_ctrl_c_while_progress_is_shown_is_one() -> None:
             next(results)
         with pytest.raises(KeyboardInterrupt):
             pool.map(abs, range(3), progress=interrupt)
+
+
+@pytest.mark.parametrize("take", [next, Results.next])
+def test_what_is_raised_has_no_context_of_ours(take: Callable[[Results[int]], int]) -> None:
+    """Its traceback would begin with an error of which nobody has heard."""
+    bench = Bench(1)
+    bench.pulled(1)
+    bench.tasks[0].set_exception(LookupError("mine"))
+    for kind in (LookupError, StopIteration):
+        with pytest.raises(kind) as caught:
+            take(bench.results)
+        assert caught.value.__context__ is None

@@ -76,14 +76,17 @@ class Results(Stays, Generic[R]):
         return self
 
     def __next__(self) -> R:
+        returned: bool | None = None
         try:  # as `next`, for a call less
             returned, value = self._values.popleft()
         except IndexError:
+            value = None
+        if returned:
+            result: R = value
+            return result
+        if returned is None:
             return self.next()
-        if not returned:
-            raise value.error()
-        result: R = value
-        return result
+        raise value.error()
 
     def next(self, timeout: float | None = None) -> R:
         """Return the next result, blocking until it is there.
@@ -99,12 +102,11 @@ class Results(Stays, Generic[R]):
         """
         deadline = None if timeout is None else Deadline(timeout)
         while True:
-            try:
+            with contextlib.suppress(IndexError):
                 returned, value = self._values.popleft()
-            except IndexError:
-                self._take(None if deadline is None else deadline.left())
-            else:
                 break
+            # Not where that is handled: it would be the context of what is raised here.
+            self._take(None if deadline is None else deadline.left())
         if not returned:
             raise value.error()
         result: R = value
