@@ -66,7 +66,8 @@ class Handed:
         self.settled = False
 
 
-#: Seconds that tasks of a volley are held back at most. (To pack 20,000 numbers takes half of it.)
+#: Seconds after which tasks of a volley are held back no more, as soon as the next one is packed.
+#: (To pack 20,000 numbers takes half of it.)
 HOLD = 0.001
 
 
