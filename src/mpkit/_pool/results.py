@@ -76,17 +76,16 @@ class Results(Stays, Generic[R]):
         return self
 
     def __next__(self) -> R:
-        returned: bool | None = None
         try:  # as `next`, for a call less
             returned, value = self._values.popleft()
         except IndexError:
-            value = None
-        if returned:
+            pass  # and not in here, as this would be the context of what that raises
+        else:
+            if not returned:
+                raise value.error()
             result: R = value
             return result
-        if returned is None:
-            return self.next()
-        raise value.error()
+        return self.next()
 
     def next(self, timeout: float | None = None) -> R:
         """Return the next result, blocking until it is there.
