@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 #: The first byte of an outcome's packet.
 DONE: Final = b"d"
 FAILED: Final = b"f"
+#: As `DONE`, where to unpickle it runs nobody's code.
+ATOMS: Final = b"a"
 
 
 def pack_result(what: str, fn: Callable[..., object], value: object) -> tuple[bytes, Parcel]:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mpkit._engine.crew import Worker
     from mpkit._engine.ledger import Entry, Ledger
     from mpkit._engine.schedule import Schedule
-    from mpkit._parcel import Parcel
 
 #: How many tasks a worker is sent at a time that travel with descriptors, of which we
 #: hold copies until they are done. One to run, and one to begin with after that.
@@ -35,37 +34,49 @@ class Dispatch:
 
     def send(self, number: int, tasks: list[int]) -> None:
         """Send tasks to a worker, several to a packet where they are small."""
-        entries, cancelled = self._ledger.begin(self._affordable(number, tasks))
+        known = self._ledger.entries
+        entries = [known[task] for task in tasks]
+        bulky = [place for place, entry in enumerate(entries) if entry.parcel is not None]
+        most = MOST_BULKY - len(self._crew[number].inbox.bulky)
+        if len(bulky) > most:
+            self.returned(number, tasks[bulky[most] :])
+            del entries[bulky[most] :], bulky[most:]
+        first = 0
+        for place in bulky:
+            self._send_small(number, entries[first:place])
+            first = place + 1
+            if not self._send_bulky(number, entries[place]):
+                self.returned(number, tasks[first : len(entries)])
+                return
+        self._send_small(number, entries[first:])
+
+    def _begin(self, number: int, entries: list[Entry]) -> list[Entry]:
+        """Return those that were not cancelled, and cannot be any more."""
+        begun, cancelled = self._ledger.begin(entries)
         for task in cancelled:
             self._schedule.withdrawn(number, task)
+        return begun
+
+    def _send_small(self, number: int, entries: list[Entry]) -> None:
+        entries = self._begin(number, entries)
         first, room, common = 0, wire.ROOM, b""
         for place, entry in enumerate(entries):
             size = len(entry.head) + wire.PER_LOAD
-            if size > room or entry.common is not common or entry.parcel is not None:
+            if size > room or entry.common is not common:
                 self._flush(number, entries[first:place])
                 first, common = place, entry.common
                 room = wire.ROOM - len(common)
             room -= size
-            if entry.parcel is not None:
-                first = place + 1
-                if not self._send_alone(number, entry, entry.parcel):
-                    self.returned(number, [entry.task.number for entry in entries[first:]])
-                    return
         self._flush(number, entries[first:])
 
-    def _affordable(self, number: int, tasks: list[int]) -> list[Entry]:
-        """Return those tasks of which a worker has not too many that are bulky; the others come back."""
-        entries = self._ledger.entries
-        affordable = [entries[task] for task in tasks]
-        bulky = [place for place, entry in enumerate(affordable) if entry.parcel is not None]
-        most = MOST_BULKY - len(self._crew[number].inbox.bulky)
-        if len(bulky) > most:
-            self.returned(number, tasks[bulky[most] :])
-            del affordable[bulky[most] :]
-        return affordable
+    def _send_bulky(self, number: int, entry: Entry) -> bool:
+        """Send a task with descriptors, whose they are is clear only if it is alone.
 
-    def _send_alone(self, number: int, entry: Entry, parcel: Parcel) -> bool:
-        """Send a task with descriptors, whose they are is clear only so; False if there are none."""
+        False if there are none, or there is no memory.
+        """
+        parcel = entry.parcel
+        if parcel is None or not self._begin(number, [entry]):
+            return True
         try:
             data, fds = parcel.seal(entry.head)
         except OSError as error:

@@ -161,7 +161,7 @@ class Inbox:
                 else:
                     record, until = self._journals.since(slot, since)
         done = wire.decode_done(record) if record else None
-        ours = done is not None and done[0] == task and done[4] == _outcome.DONE
+        ours = done is not None and done[0] == task and done[4] != _outcome.FAILED
         return (done, until) if done is not None and ours else None
 
     def _wait_for_ring(self, task: int) -> None:

@@ -79,8 +79,11 @@ class Verdict:
         """A worker reported results and exceptions: kinds, and what comes behind a header."""
         returned: list[tuple[Entry, Any]] = []
         for entry, kind, data in ended:
+            if kind != _outcome.ATOMS:  # to unpickle it may take long, or wait for one before it
+                self._ledger.returned(returned)
+                returned.clear()
             try:
-                if kind == _outcome.DONE:
+                if kind != _outcome.FAILED:
                     returned.append((entry, _parcel.unpack(data, fds, wire.DONE_SIZE)))
                     continue
                 error = _unpack_error(data, fds, wire.DONE_SIZE)

@@ -64,8 +64,7 @@ class Declined(NamedTuple):
 
 #: That a task has ended: its number; when it began and ended, in seconds of `time.monotonic`,
 #: which all processes of a machine share; the worker's memory in bytes, or 0 if nobody asked; the
-#: kind of the outcome, `_outcome.DONE` or `_outcome.FAILED`; and what was sent, in which the
-#: outcome follows behind `DONE_SIZE` bytes. (A tuple that had names would take twice as long.)
+#: kind of the outcome, as `_outcome` has them; and what was sent, in which the outcome follows behind `DONE_SIZE` bytes. (A tuple that had names would take twice as long.)
 Done = tuple[int, float, float, int, bytes, bytes]
 
 

@@ -182,7 +182,7 @@ def _run(task: int, packed: bytes, fds: list[int], common: bytes) -> Outcome:
             parcel = _outcome.pack_error(f"task {task}", error)
             return began, ended, _outcome.FAILED, _sealed_if_small(parcel)
         if len(stream) <= _MOST_SMALL:  # as `_sealed_if_small`, without a parcel
-            return began, ended, _outcome.DONE, _parcel.PLAIN + stream
+            return began, ended, _outcome.ATOMS, _parcel.PLAIN + stream
         return began, ended, _outcome.DONE, _parcel.of(stream)
     kind, parcel = _outcome.pack_result(f"task {task}", fn, value)
     return began, ended, kind, _sealed_if_small(parcel)
@@ -234,7 +234,7 @@ class Reports:
             if self._journal is None:
                 self.send(report)
             else:
-                self._write(report, asked=asked and kind == _outcome.DONE)
+                self._write(report, asked=asked and kind != _outcome.FAILED)
             return
         what, to = f"task {task}", "the process that has the pool"
         _outcome.send(self._outbox, header, kind, parcel, what, to)
