@@ -100,6 +100,7 @@ LAYERS = [
     "_watch.recorder",
     "_engine",
     "_engine.actions",
+    "_engine.queues",
     "_engine.schedule",
     "_engine.settings",
     "_engine.listener",

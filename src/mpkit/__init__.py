@@ -35,7 +35,7 @@ a few processes, and `wait` waits for any of them.
 #                setup, what they say besides (logs, capture, aside), worker
 #   _task/       context, options, seeds, carriage, task, asked
 #   _watch/      stats, sketch, picture, trace, timeline, report, recorder
-#   _engine/     runs tasks on them: actions and schedule (pure), settings, listener, audience,
+#   _engine/     runs tasks on them: actions, queues, schedule (pure), settings, listener, audience,
 #                feeds, ledger, inbox, crew, roster, shortcut, warden, verdict, dispatch, mailbox,
 #                intake, supervisor, backend, engine
 #   _pool/       TaskPool: progress, async_input, lookahead, window, results, on_executor, inline,

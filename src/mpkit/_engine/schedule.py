@@ -12,10 +12,11 @@ running when it died; all others can run elsewhere.
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
+from collections import deque
 from typing import TYPE_CHECKING
 
 from mpkit._engine.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
+from mpkit._engine.queues import Queues
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,12 +86,8 @@ class Schedule:
         #: How many of them retire, and how many tasks all of them have.
         self._retiring = 0
         self._sent = 0
-        # Waiting tasks by priority, each in order of arrival. None is empty.
-        self._queues: defaultdict[int, deque[int]] = defaultdict(deque)
-        self._queued = 0
-        self._priority: dict[int, int] = {}
-        #: Tasks that are sent alone, to a worker that has nothing else.
-        self._alone: set[int] = set()
+        #: Those that wait.
+        self._queues = Queues()
         self._seconds: float | None = None
         # How many workers in a row said that their initializer failed, how many ended
         # before they had started, and how many the system would not even begin.
@@ -108,17 +105,11 @@ class Schedule:
 
     def submitted(self, *tasks: int, priority: int = 0, alone: bool = False) -> None:
         """Tasks arrived. ``alone``: the start of each must be known, as its time is limited."""
-        if priority:
-            self._priority.update(dict.fromkeys(tasks, priority))
-        if alone:
-            self._alone.update(tasks)
-        self._queues[priority] += tasks
-        self._queued += len(tasks)
+        self._queues.put(tasks, priority, alone=alone)
 
     def handed(self, worker: int, task: int, *, priority: int = 0) -> None:
         """A task arrived, and was sent to a worker that had none (see `idle_workers`)."""
-        if priority:
-            self._priority[task] = priority
+        self._queues.know(task, priority)
         state = self._workers[worker]
         state.tasks.append(task)
         self._sent += 1
@@ -171,9 +162,7 @@ class Schedule:
             count += 1
         if not count:
             return 0
-        if self._priority or self._alone:
-            for task in tasks[:count]:
-                self._forget(task)
+        self._queues.forget(tasks[:count])
         self._sent -= count
         self._open[worker] = state
         state.empty_handed = False
@@ -193,7 +182,7 @@ class Schedule:
         state.empty_handed = not tasks
         self._sent -= len(tasks)
         self._open[worker] = state
-        self._put_back(tasks)
+        self._queues.put_back(tasks)
 
     def died(self, worker: int) -> list[int]:
         """A worker is gone; what it had not taken was `returned` before.
@@ -210,9 +199,9 @@ class Schedule:
             self._start_failures += 1
         if state.tasks:
             running = state.tasks.popleft()
-            self._forget(running)
+            self._queues.forget([running])
             self._lost.append(Lose(running, worker))
-            self._put_back(state.tasks)
+            self._queues.put_back(state.tasks)
         return list(state.tasks)
 
     def has_started(self, worker: int) -> bool:
@@ -240,7 +229,7 @@ class Schedule:
         self._open[worker] = state
         if state.quota is not None:
             state.quota += 1
-        self._forget(task)
+        self._queues.forget([task])
 
     def close(self) -> None:
         """No more tasks will come."""
@@ -253,13 +242,13 @@ class Schedule:
         self._open.clear()
         self._lost.clear()
         self._retiring = self._sent = self._starting = self._postponed = 0
-        self._drain()
+        self._queues.drain()
 
     # what to do
 
     def idle_workers(self) -> list[int]:
         """Return the workers that may be `handed` tasks, while there is nothing to decide."""
-        if self._queued or self.closing or self._quota is not None or self._lost:
+        if self._queues or self.closing or self._quota is not None or self._lost:
             return []
         return [
             number
@@ -278,12 +267,12 @@ class Schedule:
     @property
     def backlog(self) -> bool:
         """Whether so many tasks wait that nobody would be sent more if there were others."""
-        return 0 < self._queued >= self._packet() * len(self._workers)
+        return 0 < len(self._queues) >= self._packet() * len(self._workers)
 
     @property
     def idle(self) -> bool:
         """Whether no task waits or runs."""
-        return not (self._queued or self._postponed or self._sent)
+        return not (self._queues or self._postponed or self._sent)
 
     @property
     def over(self) -> bool:
@@ -294,7 +283,7 @@ class Schedule:
     def short(self) -> bool:
         """Whether tasks wait, and it is time that may help: `try_again` in a moment."""
         return self._out_of_room and (
-            self._queued > 0 or any(len(state.tasks) > 1 for state in self._workers.values())
+            bool(self._queues) or any(len(state.tasks) > 1 for state in self._workers.values())
         )
 
     def decide(self) -> Iterator[Action]:
@@ -305,7 +294,7 @@ class Schedule:
             self._spawning += 1
             yield Spawn()
         if not self._workers and (attempts := self._gives_up()):
-            for task in self._drain():
+            for task in self._queues.drain():
                 yield Abandon(task, attempts)
             return
         yield from self._hand_out()
@@ -339,13 +328,13 @@ class Schedule:
         """How many workers there should be; those that retire are being replaced."""
         if self.broken or self._cannot_start():
             return 0
-        if self.closing and not self._queued and not self._postponed:
+        if self.closing and not self._queues and not self._postponed:
             return 0
         return self.size + self._retiring
 
     def _hand_out(self) -> Iterator[Action]:
         """Give every worker something before any worker gets more."""
-        if not self._queued:
+        if not self._queues:
             return
         depth = self._depth()
         if depth >= 2 * self._enough:  # now it is not
@@ -354,7 +343,7 @@ class Schedule:
         if self._starting:  # these come last: they may take long
             workers.sort(key=lambda item: not item[1].started)
         packet = depth // 2
-        scarce = not packet or packet * len(self._workers) > self._queued
+        scarce = not packet or packet * len(self._workers) > len(self._queues)
         # Below how many tasks a worker gets some, and how many at most.
         rounds: list[tuple[int, int]] = []
         if scarce:
@@ -363,18 +352,18 @@ class Schedule:
             rounds.append((packet + 1, packet))
         for enough, most in rounds:
             for number, state in workers:
-                while self._queued and len(state.tasks) < enough and state.can_take():
+                while self._queues and len(state.tasks) < enough and state.can_take():
                     tasks = self._next_packet(state, most)
                     if not tasks:
                         break
                     state.tasks.extend(tasks)
                     self._sent += len(tasks)
                     state.empty_handed = False
-                    waiting = self._queued
+                    waiting = len(self._queues)
                     yield Send(number, tasks)
                     # If all of them were withdrawn, it gets the next ones now: it would
                     # report nothing that wakes us. What could not be sent came back.
-                    if state.tasks or self._queued > waiting:
+                    if state.tasks or len(self._queues) > waiting:
                         break
         for number, state in workers:
             if len(state.tasks) > depth // 2 or not state.can_take():
@@ -387,7 +376,7 @@ class Schedule:
         if not packet:
             return 1
         # A share at most, lest the first worker takes all and the others idle.
-        share = -(-self._queued // max(1, len(self._workers)))
+        share = -(-len(self._queues) // max(1, len(self._workers)))
         return 2 * max(1, min(packet, share))
 
     def _packet(self) -> int:
@@ -398,27 +387,11 @@ class Schedule:
         return min(MOST_IN_PACKET, int(PACKET_SECONDS / max(seconds, 1e-9))) or 1
 
     def _next_packet(self, state: _Worker, room: int) -> list[int]:
-        """Take tasks for a worker from the queues."""
-        if state.quota is not None:
-            room = min(room, state.quota)
-        packet: list[int] = []
-        while len(packet) < room and self._queued:
-            priority = max(self._queues)
-            queue = self._queues[priority]
-            if queue[0] in self._alone:
-                if packet or state.tasks or not state.started:
-                    break
-                room = 1
-            elif state.tasks and state.tasks[0] in self._alone:
-                break
-            # Without any that must be alone, all that there is room for at once.
-            count = 1 if self._alone else min(room - len(packet), len(queue))
-            packet += [queue.popleft() for _ in range(count)]
-            self._queued -= count
-            if not queue:  # or there would be ever more, if each task has a priority of its own
-                del self._queues[priority]
-        if state.quota is not None:
-            state.quota -= len(packet)
+        """Take tasks for a worker from those that wait."""
+        if state.quota is None:
+            return self._queues.take(room, state.tasks, started=state.started)
+        packet = self._queues.take(min(room, state.quota), state.tasks, started=state.started)
+        state.quota -= len(packet)
         return packet
 
     def _rebalance(self) -> Iterator[Action]:
@@ -426,7 +399,7 @@ class Schedule:
 
         One that is still starting has taken nothing, and gives all that it has.
         """
-        if self._queued or not self._sent:
+        if self._queues or not self._sent:
             return
         if not any(
             not state.tasks and state.started and state.can_take() for state in self._open.values()
@@ -436,23 +409,3 @@ class Schedule:
         if self._workers[richest].can_give():
             yield TakeBack(richest)
             yield from self._hand_out()
-
-    # the queues
-
-    def _put_back(self, tasks: Sequence[int]) -> None:
-        """Put tasks where they came from: before those that arrived after them."""
-        for task in reversed(tasks):
-            self._queues[self._priority.get(task, 0)].appendleft(task)
-        self._queued += len(tasks)
-
-    def _drain(self) -> list[int]:
-        tasks = [task for _, queue in sorted(self._queues.items(), reverse=True) for task in queue]
-        self._queues.clear()
-        self._queued = 0
-        for task in tasks:
-            self._forget(task)
-        return tasks
-
-    def _forget(self, task: int) -> None:
-        self._priority.pop(task, None)
-        self._alone.discard(task)
