@@ -65,6 +65,7 @@ LAYERS = [
     "_messages",
     "_port",
     "_channel",
+    "_describe",
     "_outcome",
     "_call",
     "_lifeline",

@@ -27,8 +27,8 @@ a few processes, and `wait` waits for any of them.
 #   _parcel      messages, big buffers     _codec      pickle or msgspec
 #   _closing     what is closed at exit    _end        messages and goodbyes
 #   _line        who has to wait his turn  _messages   an end as an iterator
-#   _port        an end in its process
-#   _channel     Channel                   _outcome    how a call's end travels
+#   _port        an end in its process     _channel    Channel
+#   _describe    what a call is called     _outcome    how a call's end travels
 #   _call        how a call travels        _lifeline   children leave with us
 #   _child       a process of ours         _process    start and Job
 #   _worker/     in the workers of a pool: wire, slices, chunks, packing, journal, lent, shared,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any, Final
 
-from mpkit import _fork, _outcome, _pickling, _reader
+from mpkit import _fork, _pickling, _reader
+from mpkit._describe import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ class Call(_fork.Bearer):
         self.fn = fn
         self.args = args
         self.kwargs = kwargs
-        self.what: str = _outcome.describe(fn)
+        self.what: str = describe(fn)
 
     def _carried(self) -> list[object]:
         return [self.fn, self.args, self.kwargs]

@@ -15,10 +15,10 @@ import io
 import pickle
 import time
 import traceback
-from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mpkit import _parcel, _pickling, _reader
+from mpkit._describe import describe
 from mpkit._errors import NotPicklable, RemoteError, RemoteTraceback, TaskExit
 from mpkit._wait import Deadline
 
@@ -391,40 +391,3 @@ def _message(error: BaseException) -> str:
         return str.__str__(str(error))
     except BaseException as failure:  # noqa: BLE001  user code
         return f"<its __str__ raised {_name_of(failure)}>"
-
-
-def describe(fn: Callable[..., object]) -> str:
-    """Return a name for a call of ``fn`` that a reader of an error will recognise."""
-    if type(fn) is FunctionType:  # as most are; and then many calls have the same text
-        key = fn.__module__, fn.__qualname__
-        try:
-            return _texts[key]
-        except KeyError:
-            return _described(key)
-        except TypeError:  # somebody has set a module that is no text, and has no hash
-            pass
-    inner = getattr(fn, "func", None)  # functools.partial
-    if callable(inner):
-        return describe(inner)
-    module = getattr(fn, "__module__", None)
-    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-    # Whatever a class says that these are: a text comes out.
-    return f"{name}" if module in _OF_NO_MODULE else f"{module}.{name}"
-
-
-#: By modules and names, as far as they were needed lately.
-_texts: dict[tuple[str, str], str] = {}
-_MOST_TEXTS: Final = 1000
-
-
-def _described(key: tuple[str, str]) -> str:
-    module, name = key
-    text = name if module in _OF_NO_MODULE else f"{module}.{name}"
-    if len(_texts) >= _MOST_TEXTS:
-        _texts.clear()
-    _texts[key] = text
-    return text
-
-
-#: The modules that a name is told without.
-_OF_NO_MODULE: Final = (None, "builtins", "__main__", "__mp_main__")

@@ -26,7 +26,7 @@ try:
 except ImportError as _error:
     raise ImportError("mpkit.joblib needs joblib: pip install 'mpkit[joblib]'") from _error
 
-from mpkit._outcome import describe
+from mpkit._describe import describe
 from mpkit._pool.calls import Calls
 from mpkit._pool.pool import TaskPool
 from mpkit._task import carriage

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mpkit import _outcome
+from mpkit._describe import describe
 from mpkit._errors import NotPicklable, RemoteError, RemoteTraceback, TaskExit
 
 
@@ -568,11 +569,11 @@ class Callable:
 
 
 def test_a_call_is_described_by_its_name() -> None:
-    assert _outcome.describe(len) == "len"
-    assert _outcome.describe(os.path.join).endswith("path.join")
-    assert _outcome.describe(functools.partial(functools.partial(len))) == "len"
-    assert _outcome.describe(raise_it) == f"{__name__}.raise_it"
-    assert _outcome.describe(Callable()).endswith("Callable")
+    assert describe(len) == "len"
+    assert describe(os.path.join).endswith("path.join")
+    assert describe(functools.partial(functools.partial(len))) == "len"
+    assert describe(raise_it) == f"{__name__}.raise_it"
+    assert describe(Callable()).endswith("Callable")
 
 
 @pytest.mark.parametrize(("module", "text"), [(None, "fn"), ("m", "m.fn"), (["m"], "['m'].fn")])
@@ -581,4 +582,4 @@ def test_a_function_of_an_odd_module_is_described(module: Any, text: str) -> Non
 
     fn.__module__, fn.__qualname__ = module, "fn"
     for _ in range(2):
-        assert _outcome.describe(fn) == text
+        assert describe(fn) == text

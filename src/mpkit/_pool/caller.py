@@ -7,8 +7,8 @@ import math
 from collections.abc import AsyncIterable, Sized
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from mpkit import _outcome
 from mpkit._call import Call
+from mpkit._describe import describe
 from mpkit._engine.shortcut import Volley
 from mpkit._pickling import Stays
 from mpkit._pool import progress as progress_
@@ -97,7 +97,7 @@ class Caller(Stays):
         function(fn)
         check_callbacks(callback, error_callback)
         self._backend.check_open()
-        name = _outcome.describe(fn)
+        name = describe(fn)
         if self._carriage is not None:
             fn, iterable, star = self._carriage.each(fn, iterable, star=star)
         items = chunks.sliceable(iterable)
@@ -128,7 +128,7 @@ class Caller(Stays):
         iter(iterable)  # a TypeError is the caller's, and not the feeder thread's
         total = len(iterable) if isinstance(iterable, Sized) else None
         awaited = iterable if isinstance(iterable, Awaited) else None
-        name = _outcome.describe(fn)
+        name = describe(fn)
         if self._carriage is not None:
             fn, iterable, _ = self._carriage.each(fn, iterable, star=False)
 
@@ -190,7 +190,7 @@ class _Parts(Generic[R]):
     ) -> None:
         self._caller = caller
         self._fn = fn
-        self._name = _outcome.describe(fn)
+        self._name = describe(fn)
         self._items = items
         self._star = star
         #: Submits a slice; None if chunks stay whole.

@@ -8,7 +8,7 @@ from collections import deque
 from concurrent.futures import Executor, wait
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
-from mpkit import _outcome
+from mpkit._describe import describe
 from mpkit._errors import PoolClosed
 from mpkit._pickling import Stays
 from mpkit._task.options import whole_number
@@ -118,7 +118,7 @@ class PoolExecutor(Stays, Executor):
         deadline = Deadline(0 if over else timeout)
         self._check_open()
         items: Iterable[Any] = zip(*iterables)
-        star, name = True, _outcome.describe(fn)
+        star, name = True, describe(fn)
         if self._carriage is not None:
             fn, items, star = self._carriage.each(fn, items, star=star)
         pieces = chunks.split(items, size)

@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mpkit import _fork, _outcome
+from mpkit._describe import describe
 from mpkit._engine.backend import NoControl, tries_again
 from mpkit._engine.feeds import Feed, Feeds
 from mpkit._engine.schedule import MOST_START_FAILURES
@@ -210,7 +211,7 @@ class Inline(NoControl):
                 value = contextvars.Context().run(fn, *args, **kwargs)
         except BaseException as error:  # noqa: BLE001  user code
             check_interruption(error)
-            return None, as_reported(f"{what} ({_outcome.describe(fn)})", error, skip_frames=1)
+            return None, as_reported(f"{what} ({describe(fn)})", error, skip_frames=1)
         return _returned(entry.task, fn, value)
 
     def _initialize(self) -> WorkerInitError | None:

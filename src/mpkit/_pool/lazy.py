@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpkit import _outcome
+from mpkit._describe import describe
 from mpkit._errors import PoolClosed
 from mpkit._pool.inline import as_reported, check_interruption
 from mpkit._pool.results import Results
@@ -196,4 +196,4 @@ def _run_one(fn: Callable[[Any], Any], item: Any) -> tuple[bool, Any]:
         return True, fn(item)
     except BaseException as error:  # noqa: BLE001  to be raised where the results are read
         check_interruption(error)
-        return False, Here(as_reported(_outcome.describe(fn), error, skip_frames=1))
+        return False, Here(as_reported(describe(fn), error, skip_frames=1))

@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _outcome
+from mpkit._describe import describe
 from mpkit._worker.slices import call_with_each
 
 if TYPE_CHECKING:
@@ -67,6 +68,6 @@ def run_each(fn: Callable[[Any], Any], chunk: Sequence[Any]) -> list[tuple[bool,
         try:
             results.append((True, fn(item)))
         except BaseException as error:  # noqa: BLE001  to be raised where the results are read
-            raised = _outcome.Raised.of(_outcome.describe(fn), error, skip_frames=1)
+            raised = _outcome.Raised.of(describe(fn), error, skip_frames=1)
             results.append((False, raised))
     return results

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mpkit import _outcome, _parcel, _reader, _wait
+from mpkit._describe import describe
 from mpkit._link import LinkDown
 from mpkit._platform import memory, stdlib
 from mpkit._platform.descriptors import watched
@@ -172,7 +173,7 @@ def _run(task: int, packed: bytes, fds: list[int], common: bytes) -> Outcome:
         value = call(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001  to be raised in the parent
         ended = time.monotonic()
-        parcel = _outcome.pack_error(f"task {task} ({_outcome.describe(fn)})", error, skip_frames=1)
+        parcel = _outcome.pack_error(f"task {task} ({describe(fn)})", error, skip_frames=1)
         return began, ended, _outcome.FAILED, _sealed_if_small(parcel)
     ended = time.monotonic()
     if _parcel.are_atoms(itertools.chain.from_iterable(value) if common else (value,)):

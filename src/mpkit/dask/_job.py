@@ -17,6 +17,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Self, TypeVar
 
 from mpkit import _call, _outcome, _pickling, _reader
+from mpkit._describe import describe
 from mpkit._errors import NotPicklable, ResultTimeout, SchedulerLost, WorkerDied
 from mpkit.dask import _arrival, _broker, _message, _node
 from mpkit.dask._client import check_process, client_of
@@ -319,7 +320,7 @@ def start(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
     if not callable(fn):
         raise TypeError(f"start() takes a function and its arguments, not {fn!r}")
     client = client_of(None)
-    what = _outcome.describe(fn)
+    what = describe(fn)
     frames, passengers = _message.dumps((fn, args, kwargs), f"{what}(...)", _call.PARTS)
     try:
         _node.have_broker(client)
@@ -353,7 +354,7 @@ def run(key: str, what: str, frames: list[Any]) -> Packed:
     try:
         return Packed(_outcome.DONE, *_message.dumps(value, "the result")[0])
     except NotPicklable as error:
-        name = f"the result of a job ({_outcome.describe(fn)})"
+        name = f"the result of a job ({describe(fn)})"
         named = NotPicklable(name, error.why, _pickling.shown(value))
         named.__cause__ = error.__cause__
         return _failed(what, named)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import distributed
 
 from mpkit import _outcome, _parcel, _reader
+from mpkit._describe import describe
 from mpkit._errors import NotPicklable
 from mpkit._worker import chunks, packing, shared
 from mpkit.dask import _arrival, _claims, _message
@@ -321,13 +322,13 @@ def _outcome_of(
     try:
         value = fn(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001  to be raised where the pool is
-        text = f"{what} ({_outcome.describe(named)})"
+        text = f"{what} ({describe(named)})"
         return _packed(_outcome.FAILED, _outcome.pack_error(text, error, skip_frames=1))
     kind, parcel = _outcome.pack_result(what, named, value)
     if parcel.movables:
         parcel.close()
         refused = NotPicklable(
-            f"the result of {what} ({_outcome.describe(named)})",
+            f"the result of {what} ({describe(named)})",
             "the end of a channel of one machine does not move over a cluster (mpkit.dask.channel "
             "makes those that do)",
         )
