@@ -523,7 +523,8 @@ def test_a_map_that_cannot_be_had_is_read_instead(monkeypatch: pytest.MonkeyPatc
 
 def test_a_message_in_a_segment_takes_room_in_the_buffer_too() -> None:
     here, there = descriptors.socket_pair(PACKET)
-    with here, there, contextlib.closing(pack(np.zeros(2_000_000), "it")) as parcel:
+    closing = contextlib.closing
+    with closing(here), closing(there), closing(pack(np.zeros(2_000_000), "it")) as parcel:
         count = 0
         here.setblocking(False)
         with contextlib.suppress(BlockingIOError):
