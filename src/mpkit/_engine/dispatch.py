@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpkit._worker import wire
+from mpkit._engine.ledger import packets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,16 +58,8 @@ class Dispatch:
         return begun
 
     def _send_small(self, number: int, entries: list[Entry]) -> None:
-        entries = self._begin(number, entries)
-        first, room, common = 0, wire.ROOM, b""
-        for place, entry in enumerate(entries):
-            size = len(entry.head) + wire.PER_LOAD
-            if size > room or entry.common is not common:
-                self._flush(number, entries[first:place])
-                first, common = place, entry.common
-                room = wire.ROOM - len(common)
-            room -= size
-        self._flush(number, entries[first:])
+        for packet in packets(self._begin(number, entries)):
+            self._flush(number, packet)
 
     def _send_bulky(self, number: int, entry: Entry) -> bool:
         """Send a task with descriptors, whose they are is clear only if it is alone.
@@ -75,7 +67,8 @@ class Dispatch:
         False if there are none, or there is no memory.
         """
         parcel = entry.parcel
-        if parcel is None or not self._begin(number, [entry]):
+        assert parcel is not None  # or it would be small
+        if not self._begin(number, [entry]):
             return True
         try:
             data, fds = parcel.seal(entry.head)
@@ -86,10 +79,13 @@ class Dispatch:
         return True
 
     def _flush(
-        self, number: int, entries: list[Entry], sealed: bytes = b"", fds: Sequence[int] = _NO_FDS
+        self,
+        number: int,
+        entries: Sequence[Entry],
+        sealed: bytes = b"",
+        fds: Sequence[int] = _NO_FDS,
     ) -> None:
-        if not entries:
-            return
+        """Send these, which are one packet."""
         loads = [(entry.task.number, sealed or entry.head) for entry in entries]
         worker = self._crew[number]
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpkit._errors import WorkerDied
 from mpkit._task.task import Task, report_callback
+from mpkit._worker import wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,6 +62,21 @@ class Entry:
     def size(self) -> int:
         """How many bytes the call has."""
         return len(self.head) + (0 if self.parcel is None else self.parcel.size)
+
+
+def packets(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    """Yield small tasks in their order, in as few packets as there can be."""
+    first, room, common = 0, wire.ROOM, b""
+    for place, entry in enumerate(entries):
+        size = len(entry.head) + wire.PER_LOAD
+        if size > room or entry.common is not common:
+            if place > first:
+                yield entries[first:place]
+            first, common = place, entry.common
+            room = wire.ROOM - len(common)
+        room -= size
+    if entries:
+        yield entries[first:]
 
 
 class Ledger:

@@ -17,7 +17,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mpkit._worker.wire import PER_LOAD, ROOM, Load
+from mpkit._engine.ledger import packets
+from mpkit._worker.wire import Load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -182,24 +183,19 @@ class Shortcut:
     def _hand(self, number: int, worker: Worker, entries: list[Entry]) -> list[Handed]:
         """Send tasks to a worker, as few packets as there can be. Holds the lock."""
         handed: list[Handed] = []
-        loads: list[Load] = []
-        receipt: list[int] = []
-        room = ROOM
-        for entry in entries:
-            size = len(entry.head) + PER_LOAD
-            if size > room and loads:
-                worker.inbox.hand(loads, receipt)
-                loads, receipt, room = [], [], ROOM
-            it = Handed(entry, number, worker, asked=False)
-            handed.append(it)
-            # Before it runs, or nobody would know of it after an interruption.
-            self._handed.append(it)
-            if entry.task.set_running_or_notify_cancel():
-                it.receipt = receipt
-                loads.append(Load(entry.task.number, entry.head))
-                room -= size
-        if loads:
-            worker.inbox.hand(loads, receipt)
+        for packet in packets(entries):
+            loads: list[Load] = []
+            receipt: list[int] = []
+            for entry in packet:
+                it = Handed(entry, number, worker, asked=False)
+                handed.append(it)
+                # Before it runs, or nobody would know of it after an interruption.
+                self._handed.append(it)
+                if entry.task.set_running_or_notify_cancel():
+                    it.receipt = receipt
+                    loads.append(Load(entry.task.number, entry.head))
+            if loads:
+                worker.inbox.hand(loads, receipt)  # of a volley none has a common function
         return handed
 
     def answer(self, handed: Handed) -> Done | None:
