@@ -17,11 +17,9 @@ from benchmarks.pools import WORKERS, seconds
 from benchmarks.registry import Case, case
 from benchmarks.work import noop
 
-MAP = case("on Dask: map, no-op, a list of 100,000", "µs", count=100_000, quick=20_000)
-BY_HAND = case(
-    "on Dask: the same, beside a few packs made by hand", "µs", count=100_000, quick=20_000
-)
-SUBMIT = case("on Dask: submit + result, no-op, all at once", "µs", count=20_000, quick=2_000)
+MAP = case("on Dask: map, no-op, a list of 100,000", "µs", count=100_000, quick=0)
+BY_HAND = case("on Dask: the same, beside a few packs made by hand", "µs", count=100_000, quick=0)
+SUBMIT = case("on Dask: submit + result, no-op, all at once", "µs", count=20_000, quick=0)
 
 #: How many the client gets.
 PART = 2_000
