@@ -180,6 +180,35 @@ def test_an_end_that_is_dropped_says_goodbye(client: object) -> None:
     here.close()
 
 
+@pytest.mark.parametrize("use", ["recv", "send", "close", "close_send"])
+def test_an_end_stays_where_it_is_used_first(
+    client: object, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    """It says so as it comes: its maker still has the place until one comes who stays."""
+    here, there = mpkit.channel(send=int, recv=int)
+    packed = pickle.dumps(there)
+    came_to_stay: list[bool] = []
+    attach = _link.Link.attach
+
+    def attach_and_note(link: _link.Link, node: Any) -> None:
+        came_to_stay.append(link.settled)
+        attach(link, node)
+
+    monkeypatch.setattr(_link.Link, "attach", attach_and_note)
+    here.send(1)
+    with pickle.loads(packed) as end:
+        if use == "recv":
+            assert end.recv(PATIENCE) == 1
+        elif use == "send":
+            end.send(2)
+            assert here.recv(PATIENCE) == 2
+        else:
+            getattr(end, use)()
+            assert list(here) == []
+    assert came_to_stay == [True]
+    here.close()
+
+
 def test_what_was_sent_arrives_after_its_sender_was_closed(client: object) -> None:
     """Also if the other end comes later."""
     here, there = mpkit.channel(send=int, recv=int)

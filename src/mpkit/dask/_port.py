@@ -76,7 +76,8 @@ class Port:
         """Close this end, and wait for nobody; tell whether there is something to wait for."""
         if self._gone is not None or self._owner != os.getpid():
             return False
-        self._attach()
+        if not self._link.attached:
+            self._arrive()
         self._gone = ChannelClosed(self._link.label)
         self._link.close()
         return not self._link.in_own_loop()
@@ -157,8 +158,7 @@ class Port:
 
     def _begin(self) -> None:
         self._check()
-        self._attach()
-        self._link.settle()
+        self._arrive()
 
     def _packed(self, message: object) -> Frames:
         self._check()
@@ -223,6 +223,8 @@ class Port:
 
     def _arrive(self) -> None:
         """Take the place to which this end has come."""
+        # In this order: the scheduler would take one that comes and stays not for the one who
+        # has made it, and still has the place.
         self._link.settle()
         self._attach()
 
