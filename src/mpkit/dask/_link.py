@@ -29,6 +29,10 @@ _LEFT: Final = {
     "removed": "the scheduler has given up its worker",
 }
 
+#: Seconds within which the scheduler has told that an end has left. (Arbitrary: Dask itself tries
+#: for 30 seconds to reach a server.)
+_HEARD_OF: Final = 5.0
+
 #: Those that wait for a visit in this process, by channel and number of their end.
 _expecting: dict[tuple[str, int], Link] = {}
 
@@ -201,6 +205,8 @@ class Link(State):
         try:
             comm = await node.connect(address)
         except OSError as error:
+            # Who has just left cannot be reached either, and the scheduler says how he did.
+            await asyncio.sleep(_HEARD_OF)
             why = f"it was at {address}, which cannot be reached: {error}"
             self._visitor.set_result(Gone("lost", why))
             return
