@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -138,14 +139,17 @@ def test_a_child_can_be_forked_while_threads_use_channels() -> None:
 
 def test_forks_of_many_threads_at_once_do_not_deadlock() -> None:
     context = multiprocessing.get_context("fork")
+    processes: list[multiprocessing.process.BaseProcess] = []
 
     def fork_and_open() -> None:
         for _ in range(5):
             here, there = channel()
             process = context.Process(target=int)
             process.start()
-            process.join()
-            process.close()
+            processes.append(process)
+            # Not by `join`: `start` of another thread may have just waited for it, and not noted
+            # that yet, on which multiprocessing takes it for one that runs.
+            assert multiprocessing.connection.wait([process.sentinel], PATIENCE)
             here.close()
             there.close()
 
@@ -155,6 +159,10 @@ def test_forks_of_many_threads_at_once_do_not_deadlock() -> None:
     for thread in threads:
         thread.join(PATIENCE)
         assert not thread.is_alive()
+    assert len(processes) == 20
+    for process in processes:
+        process.join()
+        process.close()
 
 
 def fork_by_hand(end: Any) -> None:
