@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import pickle
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,13 +33,18 @@ PACKS = 4 * WORKERS
 def _client() -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
-    cluster = LocalCluster(
-        n_workers=WORKERS, threads_per_worker=1, processes=True, dashboard_address=None
-    )
-    with cluster, Client(cluster) as client:
-        # All workers have imported what they run.
-        client.run(noop)
-        yield client
+    with tempfile.TemporaryDirectory() as scratch:  # Dask leaves an empty folder where it was
+        cluster = LocalCluster(
+            n_workers=WORKERS,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            local_directory=scratch,
+        )
+        with cluster, Client(cluster) as client:
+            # All workers have imported what they run.
+            client.run(noop)
+            yield client
 
 
 @contextlib.contextmanager
