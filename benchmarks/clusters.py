@@ -31,20 +31,20 @@ PACKS = 4 * WORKERS
 
 @contextlib.contextmanager
 def _client() -> Iterator[Any]:
+    import dask
     from distributed import Client, LocalCluster
 
-    with tempfile.TemporaryDirectory() as scratch:  # Dask leaves an empty folder where it was
-        cluster = LocalCluster(
-            n_workers=WORKERS,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            local_directory=scratch,
-        )
-        with cluster, Client(cluster) as client:
-            # All workers have imported what they run.
-            client.run(noop)
-            yield client
+    with (
+        tempfile.TemporaryDirectory() as scratch,  # where Dask leaves an empty folder
+        dask.config.set({"temporary-directory": scratch}),
+        LocalCluster(
+            n_workers=WORKERS, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        # All workers have imported what they run.
+        client.run(noop)
+        yield client
 
 
 @contextlib.contextmanager
