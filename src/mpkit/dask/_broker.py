@@ -42,9 +42,7 @@ class Seat:
 
     async def tell(self, **what: object) -> None:
         """Tell who has it something, if he is there."""
-        if self.comm is not None:
-            with contextlib.suppress(OSError):
-                await self.comm.write(what)
+        await _tell(self.comm, **what)
 
 
 class Meeting:
@@ -52,14 +50,17 @@ class Meeting:
 
     def __init__(self) -> None:
         self.seats = Seat(), Seat()
+        self._introduced = False
 
     def over(self) -> bool:
         """Whether nobody comes any more."""
         return all(seat.left for seat in self.seats)
 
     async def introduce(self) -> None:
-        """Have one end tell where it can be visited, now that both are at their places."""
-        if all(seat.settled and seat.comm is not None for seat in self.seats):
+        """Have one end tell where it can be visited, once, when both are at their places."""
+        there = all(seat.settled and seat.comm is not None for seat in self.seats)
+        if there and not self._introduced:
+            self._introduced = True
             visitor, host = self.seats
             if host.address is None and visitor.address is not None:
                 visitor, host = host, visitor
@@ -112,11 +113,13 @@ class Broker(SchedulerPlugin):
         if meeting is None or seat is None or not _is_free(seat, settled):
             await comm.write({"op": "refused"})
             return Status.dont_reply
-        await seat.tell(op="moved")
-        seat.comm, seat.address, seat.settled = comm, address, settled
+        # Before anything is awaited: then who had it may leave, or another one come.
+        before, seat.comm, seat.address, seat.settled = seat.comm, comm, address, settled
         how = "died"
         try:
-            await comm.write({"op": "seated"})
+            # The first that he hears: from now on others tell him things, too.
+            await _tell(comm, op="seated")
+            await _tell(before, op="moved")
             await meeting.tell_who_left(number)
             await meeting.introduce()
             while True:
@@ -164,6 +167,12 @@ class Broker(SchedulerPlugin):
 def _is_free(seat: Seat, settled: bool) -> bool:
     """Tell whether an end may come here: its maker's at first, and then once where it goes."""
     return seat.left is None and not seat.settled and (settled or seat.comm is None)
+
+
+async def _tell(comm: Any, **what: object) -> None:
+    if comm is not None:
+        with contextlib.suppress(OSError):
+            await comm.write(what)
 
 
 def _remember(known: OrderedDict[str, None], name: str) -> None:
