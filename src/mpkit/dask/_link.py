@@ -27,10 +27,11 @@ _busy: set[Link] = set()
 _LEFT: Final = {
     "died": "its connection to the scheduler was lost",
     "removed": "the scheduler has given up its worker",
+    "lost": "the scheduler is gone, by which ends meet",
 }
 
-#: Seconds within which the scheduler has told that an end has left. (Arbitrary: Dask itself tries
-#: for 30 seconds to reach a server.)
+#: Seconds within which the scheduler has told that an end has left, and one that has left has sent
+#: all that it had to send. (Arbitrary: Dask itself tries for 30 seconds to reach a server.)
 _HEARD_OF: Final = 5.0
 
 #: Those that wait for a visit in this process, by channel and number of their end.
@@ -53,6 +54,9 @@ class Link(State):
         self._visitor: asyncio.Future[Any] | None = None
         #: Whether it came from there.
         self._hosts = False
+        #: Whether this end has asked the other one in, and has not been answered yet: it may count
+        #: as met there, where its absence would be a death.
+        self._knocked = False
         #: Whether the scheduler is gone.
         self._alone = False
         self._task: asyncio.Task[None] | None = None
@@ -95,10 +99,11 @@ class Link(State):
         scheduler: Any = None
         try:
             scheduler = await node.connect_to_scheduler()
-            self._settled_told = self.settled
-            if self.settled and not self._expect():
+            # Looked at once: a thread may use the end for the first time right now.
+            settled = self._settled_told = self.settled
+            if settled and not self._expect():
                 return self._refused()
-            what = {"channel": self.channel, "number": self.seat, "settled": self.settled}
+            what = {"channel": self.channel, "number": self.seat, "settled": settled}
             await scheduler.write({"op": MEET, **what, "address": node.address})
             answer = await scheduler.read()
             if not answer:
@@ -133,6 +138,7 @@ class Link(State):
             if self._visitor.done():
                 found = self._visitor.result()
                 if not isinstance(found, Gone):
+                    await _cancelled(leaver)  # from now on `_say` looks what there is to say
                     return await self._talk(found, finder)
                 self._break(found.why)
                 return ""
@@ -161,9 +167,7 @@ class Link(State):
         assert self._wake is not None
         while not self._abandoned:
             self._wake.clear()
-            with self.changed:
-                leaves = self.closing and not self._outbox
-            if leaves:
+            if self._leaves() and not self._knocked:
                 await scheduler.write({"op": "goodbye"})
                 return
             if self.settled and not self._settled_told:
@@ -171,6 +175,11 @@ class Link(State):
                 self._expect()
                 await scheduler.write({"op": "settled"})
             await self._wake.wait()
+
+    def _leaves(self) -> bool:
+        """Tell whether this end was closed, and has nothing to say to the other one."""
+        with self.changed:
+            return self.closing and not self._outbox
 
     async def _find(self, node: Node, scheduler: Any) -> Gone:
         """Do what the scheduler says; return how the other end has left."""
@@ -182,7 +191,7 @@ class Link(State):
                     said = await scheduler.read()
                 except OSError:
                     self._alone = True
-                    return Gone("lost", "the scheduler is gone, by which ends meet")
+                    said = {"op": "left", "how": "lost"}
                 if said["op"] == "listen":
                     listener = await node.listen(_visited_alone)
                     await scheduler.write({"op": "address", "address": listener.contact_address})
@@ -190,8 +199,14 @@ class Link(State):
                     visit = asyncio.create_task(self._visit(node, said["address"]))
                 elif said["op"] == "moved":
                     return Gone("moved", "")
-                elif said["op"] == "left" and self.settled:  # else we only keep the place
-                    return Gone(said["how"], _LEFT.get(said["how"], ""))
+                elif said["op"] == "left":
+                    how: str = said["how"]
+                    if not self.settled and how != "lost":
+                        continue  # we only keep the place
+                    if visit is not None and self._knocked and how != "removed":
+                        # What it had sent is under way, and so is the end of that connection.
+                        await asyncio.wait({visit}, timeout=_HEARD_OF)
+                    return Gone(how, _LEFT.get(how, ""))
         finally:
             if listener is not None:
                 listener.stop()
@@ -201,6 +216,7 @@ class Link(State):
     async def _visit(self, node: Node, address: str) -> None:
         """Connect to the other end, as if it had come here."""
         assert self._visitor is not None
+        assert self._wake is not None
         comm: Any = None
         try:
             comm = await node.connect(address)
@@ -210,7 +226,10 @@ class Link(State):
             why = f"it was at {address}, which cannot be reached: {error}"
             self._visitor.set_result(Gone("lost", why))
             return
-        met = False
+        if self._leaves():  # and says so to the scheduler
+            comm.abort()
+            return
+        met, self._knocked = False, True
         try:
             place = {"channel": self.channel, "seat": 1 - self.seat}
             await comm.write({"op": VISIT, **place, "reply": False})
@@ -219,6 +238,8 @@ class Link(State):
         except OSError:  # it has just left: the scheduler says how
             pass
         finally:
+            self._knocked = False
+            self._wake.set()
             if met:
                 self._visitor.set_result(comm)
             else:
