@@ -168,6 +168,54 @@ def test_what_one_had_sent_to_a_visitor_before_it_was_killed_is_received(
         until(lambda: not _link._busy)
 
 
+async def hold_connections() -> None:
+    """Have ends that come to this worker not reach the scheduler."""
+    node: Any = _node.Node
+    held, connect = asyncio.Event(), node.connect_to_scheduler
+
+    async def connect_later(here: _node.Node) -> Any:
+        await held.wait()
+        return await connect(here)
+
+    node._of_test = held, connect
+    node.connect_to_scheduler = connect_later
+
+
+async def release_connections() -> None:
+    node: Any = _node.Node
+    held, node.connect_to_scheduler = node._of_test
+    del node._of_test
+    held.set()
+
+
+def send_one(end: mpkit.Channel[int, Any], path: str) -> None:
+    end.send(1)
+    Path(path).write_text("sent")
+
+
+def drop(end: object, path: str) -> None:
+    Path(path).write_text("dropped")
+
+
+@pytest.mark.parametrize(("function", "messages"), [(send_one, [1]), (drop, [])])
+def test_a_job_has_not_ended_before_its_ends_have_come(
+    client: Any, tmp_path: Path, function: Any, messages: list[int]
+) -> None:
+    """With its end the client gives up the places of those that never came."""
+    path = tmp_path / "done"
+    here, there = mpkit.channel()
+    client.run(hold_connections)
+    try:
+        job = mpkit.start(function, there, str(path))
+        until(path.exists)
+        assert not job.join(0.1)  # it would say so soon, or later
+    finally:
+        client.run(release_connections)
+    assert list(here) == messages
+    job.result(PATIENCE)
+    here.close()
+
+
 def test_an_end_that_is_used_first_as_it_comes_says_so_once(
     cluster: Cluster, client: object, connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -340,8 +340,19 @@ def run(key: str, what: str, frames: list[Any]) -> Packed:
     if not dask("distributed.utils").sync(worker.loop, begin, key=key):
         return Packed(_LOST)
     dask("distributed").secede()
+    came: list[Callable[[], None]] = []
     try:
-        fn, args, kwargs = _message.loads(tuple(frames))
+        return _run(what, frames, came)
+    finally:
+        # With the end of the job its client gives up the places of those that have not come.
+        for wait in came:
+            wait()
+
+
+def _run(what: str, frames: list[Any], came: list[Callable[[], None]]) -> Packed:
+    """Run a job; add to ``came`` what waits for the ends of channels that came with it."""
+    try:
+        fn, args, kwargs = _message.loads(tuple(frames), came)
     except BaseException as error:  # noqa: BLE001  to be raised where the job is waited for
         error.add_note(f"(raised on the worker, which unpickled {what}(...))")
         _reader.note_missing(error)

@@ -110,6 +110,9 @@ class Link(State):
                 raise OSError("it knows of no channels, as if it had been started anew")
             if answer["op"] != "seated":
                 return self._refused()
+            with self.changed:
+                self.seated = True
+                self._tell()
             return await self._find_and_talk(node, scheduler)
         finally:
             if _expecting.get((self.channel, self.seat)) is self:

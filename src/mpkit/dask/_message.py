@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from mpkit import _codec, _pickling, _reader
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from mpkit._pickling import Name
 
@@ -40,8 +40,9 @@ _passengers: contextvars.ContextVar[list[Movable] | None] = contextvars.ContextV
 class Movable(Protocol):
     """The end of a channel."""
 
-    def _arrive(self) -> None:
-        """Take its place, which it has reached."""
+    def _arrive(self) -> Callable[[], None]:
+        """Take its place, which it has reached; return what waits until it has that."""
+        ...
 
     def _remain(self) -> None:
         """Stay here: it was not sent."""
@@ -76,17 +77,21 @@ def leaving() -> Generator[list[Movable]]:
         _passengers.reset(token)
 
 
-def loads(frames: Frames) -> Any:
-    """Return what `dumps` got. The ends of channels in it are here from now on."""
-    with arriving():
+def loads(frames: Frames, waits: list[Callable[[], None]] | None = None) -> Any:
+    """Return what `dumps` got. The ends of channels in it are here from now on.
+
+    What waits until each of them has its place is added to ``waits``, also if this raises.
+    """
+    with arriving(waits):
         return pickle.loads(frames[0], buffers=frames[1:])
 
 
 @contextlib.contextmanager
-def arriving() -> Generator[None]:
+def arriving(waits: list[Callable[[], None]] | None = None) -> Generator[None]:
     """Have the ends of channels that are unpickled in the block take their place here.
 
     Without that they do so when they are used: whoever unpickles them may just pass them on.
+    What waits until each of them has its place is added to ``waits``.
     """
     arrivals: list[Movable] = []
     token = _arrivals.set(arrivals)
@@ -95,7 +100,9 @@ def arriving() -> Generator[None]:
     finally:
         _arrivals.reset(token)
         for one in arrivals:
-            one._arrive()
+            wait = one._arrive()
+            if waits is not None:
+                waits.append(wait)
 
 
 def note_arrival(end: Movable) -> None:

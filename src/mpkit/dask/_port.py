@@ -221,12 +221,13 @@ class Port:
         _message.note_arrival(end)
         return end
 
-    def _arrive(self) -> None:
-        """Take the place to which this end has come."""
+    def _arrive(self) -> Callable[[], None]:
+        """Take the place to which this end has come; return what waits until it has that."""
         # In this order: the scheduler would take one that comes and stays not for the one who
         # has made it, and still has the place.
         self._link.settle()
         self._attach()
+        return self._link.wait_until_seated  # which does not keep this end from being dropped
 
     def _remain(self) -> None:
         """Stay here: it was pickled, and not sent."""

@@ -63,7 +63,9 @@ class State:
         #: Whether the end stays at its place; and whether the scheduler has been told.
         self.settled: bool = False
         self._settled_told = False
-        #: Whether it is connected to the other end; and whether all was said and heard.
+        #: Whether the scheduler has given it its place; whether it is connected to the other end;
+        #: and whether all was said and heard.
+        self.seated: bool = False
         self.met: bool = False
         self.over: bool = False
         self._node: Node | None = None
@@ -142,6 +144,12 @@ class State:
         """Wait for a change; the caller has the lock."""
         left = deadline.left()
         self.changed.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
+
+    def wait_until_seated(self) -> None:
+        """Wait until the scheduler has given it its place, or will not."""
+        with self.changed:
+            while not (self.seated or self.over):
+                self.changed.wait()
 
     def future(self) -> asyncio.Future[None]:
         """Return what is done at the next change, in the running loop; the caller has the lock."""
