@@ -70,15 +70,22 @@ def send(link: Link, header: bytes, kind: bytes, parcel: Parcel, what: str, to: 
     That no descriptors or no memory are left for it is an outcome, too: one that takes
     neither to be told. Raises LinkDown if nobody waits for it.
     """
-    with contextlib.closing(parcel):
-        try:
-            _send_patiently(link, *parcel.seal(header + kind))
-        except OSError as error:
-            error.add_note(f"(raised while the {_WORDS[kind]} of {what} was sent)")
-            failure = pack_error(what, error)
+    try:
+        packet, fds = parcel.seal(header + kind)
+        if (
+            parcel.plain
+        ):  # as most are: by few functions, of which each takes its time the first time
+            link.send(packet, fds)
         else:
-            parcel.depart(f"moved to {to}")
-            return kind
+            _send_patiently(link, packet, fds)
+    except OSError as error:
+        error.add_note(f"(raised while the {_WORDS[kind]} of {what} was sent)")
+        failure = pack_error(what, error)
+    else:
+        parcel.depart(f"moved to {to}")
+        return kind
+    finally:
+        parcel.close()
     with contextlib.closing(failure):
         link.send(*failure.seal(header + FAILED))
     return FAILED

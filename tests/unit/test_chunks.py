@@ -52,3 +52,11 @@ def test_a_map_of_many_is_right_whether_its_chunks_are_joined_or_not(kind: Any, 
     with mpkit.TaskPool(2) as pool:
         for _ in range(2):  # the second time it is known how long they take
             assert pool.map(tuple, kind(items)) == items
+
+
+def test_a_range_is_cut_without_being_made_a_list() -> None:
+    items = range(10**15, 0, -(10**9))  # a million
+    assert chunks.sliceable(items) is items
+    with mpkit.TaskPool(2) as pool:
+        assert pool.map(str, range(9001, 0, -3)) == [str(n) for n in range(9001, 0, -3)]
+        assert pool.starmap(max, [range(2, 5)]) == [4]

@@ -275,6 +275,21 @@ def test_a_slice_ends_after_the_item_at_which_its_time_is_over() -> None:
     assert values[:1] == [2]
 
 
+def stop_at(number: int) -> int:
+    if number == 700:
+        raise StopIteration("the function's own")
+    return number
+
+
+@pytest.mark.parametrize("star", [False, True])
+def test_a_stop_iteration_of_the_function_is_no_end_of_the_items(star: bool) -> None:
+    items: Any = [(number,) for number in range(1000)] if star else range(1000)
+    with pytest.raises(StopIteration, match="own"):
+        run_slice(stop_at, items, star, Bounds(0, 1000, 1e9))
+    values, _ = run_slice(stop_at, items, star, Bounds(701, 1000, 1e9))
+    assert values == list(range(701, 1000))
+
+
 def pause(seconds: float) -> None:
     if seconds:
         time.sleep(seconds)

@@ -31,8 +31,8 @@ SMALL: Final = 16 * 1024
 
 
 def sliceable(items: Any) -> Sequence[Any]:
-    """Return all items as something whose slices are as one expects: a list or a tuple as it is."""
-    whole: Sequence[Any] = items if type(items) in (list, tuple) else list(items)
+    """Return all items as something whose slices are as one expects: a list, say, as it is."""
+    whole: Sequence[Any] = items if type(items) in (list, tuple, range) else list(items)
     return whole
 
 
@@ -58,7 +58,7 @@ def run_all(fn: Callable[..., Any], chunk: Sequence[Any], star: bool) -> tuple[l
 
     Returns the results, and 0 for the seconds that one takes, of which nobody asks.
     """
-    return call_with_each(fn, chunk, star), 0.0
+    return call_with_each(fn, (chunk,), star), 0.0
 
 
 def run_each(fn: Callable[[Any], Any], chunk: Sequence[Any]) -> list[tuple[bool, Any]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 #: Seconds that a worker goes on with a chunk before it reports, after which what is left can
 #: go elsewhere. (To report and to begin with something else takes some 0.2 ms.)
@@ -15,8 +14,7 @@ SLICE_SECONDS: Final = 0.01
 
 #: How many items are done before it looks at the clock again: what takes so many seconds by the
 #: last ones. But the next ones may take longer than those: so no more than were done, or
-#: `_FEW`; nor so many that their results take a fresh piece of memory. (To look costs as much
-#: as forty of the shortest items.)
+#: `_FEW`. (To look costs as much as forty of the shortest items.)
 _STRIDE_SECONDS: Final = SLICE_SECONDS / 20
 _FEW: Final = 64
 MANY: Final = 4096
@@ -41,20 +39,27 @@ def run_slice(
 
     Returns the results of those for which there was time, and the seconds that one took.
     """
+    began = time.monotonic()
+    values = call_with_each(fn, _pieces(chunk, bounds), star)
+    return values, (time.monotonic() - began) / len(values)
+
+
+def _pieces(chunk: Sequence[Any], bounds: Bounds) -> Iterator[Sequence[Any]]:
+    """Yield the items of a chunk in pieces, as long as there is time: the next when one is done."""
     start, stop, seconds, most = bounds
-    items = itertools.islice(chunk, start, stop)
-    values: list[Any] = []
-    done, stride = 0, 1
-    before = began = time.monotonic()
-    end = began + seconds
+    place, stride = start, 1
+    before = time.monotonic()
+    end = before + seconds
     while True:
-        values += call_with_each(fn, itertools.islice(items, stride), star)
+        piece = chunk[place : min(place + stride, stop)]
+        yield piece
         now = time.monotonic()
-        last, done = done, len(values)
-        if done == stop - start or now >= end:
-            return values, (now - began) / done
+        few, took = len(piece), now - before
+        place += few
+        if place == stop or now >= end:
+            return
         # Without min() and max(), each of which takes as long as five of the shortest items.
-        few, took = done - last, now - before
+        done = place - start
         stride = 4 * few if few < _FEW // 4 else _FEW if done < _FEW else done
         if stride > most:
             stride = most
@@ -63,8 +68,12 @@ def run_slice(
         before = now
 
 
-def call_with_each(fn: Callable[..., Any], items: Iterable[Any], star: bool) -> list[Any]:
+def call_with_each(
+    fn: Callable[..., Any], pieces: Iterable[Sequence[Any]], star: bool
+) -> list[Any]:
     """Return the results of ``fn`` for all items."""
+    # Not by map(), which takes a StopIteration of the function for the end of the items. And into
+    # one list: to have one of each piece grow takes as long as a tenth of the shortest items.
     if star:
-        return [fn(*item) for item in items]
-    return [fn(item) for item in items]
+        return [fn(*item) for piece in pieces for item in piece]
+    return [fn(item) for piece in pieces for item in piece]
