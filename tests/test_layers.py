@@ -78,6 +78,7 @@ LAYERS = [
     "_worker.packing",
     "_worker.journal",
     "_worker.lent",
+    "_worker.packed",
     "_worker.shared",
     "_worker.setup",
     "_worker.logs",

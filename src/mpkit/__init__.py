@@ -31,7 +31,7 @@ a few processes, and `wait` waits for any of them.
 #   _describe    what a call is called     _outcome    how a call's end travels
 #   _call        how a call travels        _lifeline   children leave with us
 #   _child       a process of ours         _process    start and Job
-#   _worker/     in the workers of a pool: wire, slices, chunks, packing, journal, lent, shared,
+#   _worker/     in the workers of a pool: wire, slices, chunks, packing, journal, lent, packed, shared,
 #                setup, what they say besides (logs, capture, aside), worker
 #   _task/       context, options, seeds, carriage, task, asked
 #   _watch/      stats, sketch, picture, trace, timeline, report, recorder

@@ -40,7 +40,7 @@ _process: Any = None
 _children: set[int] | None = None
 #: Which signals this thread had blocked before the fork.
 _mask: set[int] = set()
-_ALL: Final = signal.valid_signals()
+_ALL: Final = stdlib.valid_signals()
 
 # In C: each function of Python's that a new child calls takes it some ten microseconds, and most of
 # that is for pages that it shares with its parent no longer.

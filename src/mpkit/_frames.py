@@ -6,7 +6,7 @@ For systems without local sockets of packets (macOS). Only bytes, no socket: see
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
 #: Bytes that a packet may have. A socket of Linux' default size takes no larger one than of
 #: 208 KiB; from half of that on, shared memory is about as fast.
@@ -25,11 +25,12 @@ class Malformed(Exception):
     """What arrived was not sent by a `Link`, or is not what it should carry."""
 
 
-class Arriving(NamedTuple):
+class Arriving:
     """What has arrived of a packet."""
 
-    begun: bytes = b""
-    fds: tuple[int, ...] = ()
+    def __init__(self, begun: bytes = b"", fds: tuple[int, ...] = ()) -> None:
+        self.begun = begun
+        self.fds = fds
 
     def missing(self) -> int:
         """Return how many bytes to read next, and none beyond; 0 if the packet is whole.

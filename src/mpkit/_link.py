@@ -20,7 +20,6 @@ import contextlib
 import errno
 import functools
 import os
-import resource
 import select
 import socket
 import threading
@@ -181,7 +180,7 @@ class Link:
         if error.errno in _GONE:
             raise LinkDown from error
         if error.errno == errno.ETOOMANYREFS:
-            most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            most = descriptors.most_open()
             why = (
                 "this user's processes have too many descriptors on their way that nobody has "
                 f"received (this one may send while there are at most {most}: ulimit -n)"

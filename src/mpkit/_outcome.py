@@ -14,8 +14,7 @@ import errno
 import io
 import pickle
 import time
-import traceback
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _parcel, _pickling, _reader
 from mpkit._describe import describe
@@ -133,13 +132,14 @@ def note_unpacking(error: BaseException, what: str) -> None:
     error.add_note(f"(raised here while the result of {what} was unpickled)")
 
 
-class Raised(NamedTuple):
+class Raised:
     """An exception and all that hangs on it, in parts that always travel."""
 
-    text: str
-    parts: list[_Part]
-    #: Which of the parts was raised.
-    root: int
+    def __init__(self, text: str, parts: list[_Part], root: int) -> None:
+        self.text = text
+        self.parts = parts
+        #: Which of the parts was raised.
+        self.root = root
 
     @staticmethod
     def of(what: str, error: BaseException, *, skip_frames: int = 0) -> Raised:
@@ -156,7 +156,8 @@ class Raised(NamedTuple):
         """Tell of ``error`` what can be told without a look at what its class has."""
         name = _name_of(error)
         why = f"it could not be taken apart: {_message(failure)}"
-        part = _Part(name, "", f"<a {name}>", [], b"", [], why, "", -1, -1, False)
+        part = _Part(name, "", f"<a {name}>")
+        part.why = why
         return Raised(f"{_frames(_traceback.__get__(error))}{name}\n", [part], 0)
 
     def error(self) -> BaseException:
@@ -184,21 +185,23 @@ class Raised(NamedTuple):
         return raised
 
 
-class _Part(NamedTuple):
+class _Part:
     """One exception. Empty ``stream``: it cannot travel. Links are numbers of parts, or -1."""
 
-    type_name: str
-    message: str
-    repr: str
-    notes: list[str]
-    stream: bytes
-    buffers: list[bytearray]
-    why: str
+    notes: Sequence[str] = ()
+    stream: bytes = b""
+    buffers: Sequence[bytearray] = ()
+    why: str = ""
     #: Of those that cannot travel; the traceback of all has room for the first members only.
-    text: str
-    cause: int
-    context: int
-    suppress_context: bool
+    text: str = ""
+    cause: int = -1
+    context: int = -1
+    suppress_context: bool = False
+
+    def __init__(self, type_name: str, message: str, shown: str) -> None:
+        self.type_name = type_name
+        self.message = message
+        self.repr = shown
 
     def rebuilt(self, before: Sequence[BaseException], text: str) -> BaseException:
         """Return the exception, unlinked, or what stands for it. ``before`` has its members."""
@@ -302,33 +305,26 @@ def _taken_apart(what: str, family: _Family) -> list[_Part]:
         return number if 0 <= number < len(parts) else None
 
     for error in family.ordered:
-        part = _Part(
-            _qualified_name(error),
-            _message(error),
-            _pickling.shown(error),
-            _notes(error),
-            stream=b"",
-            buffers=[],
-            why="",
-            text="",
-            cause=family.number(_cause.__get__(error)),
-            context=family.number(_context.__get__(error)),
-            suppress_context=_suppress_context.__get__(error),
-        )
+        part = _Part(_qualified_name(error), _message(error), _pickling.shown(error))
+        part.notes = _notes(error)
+        part.cause = family.number(_cause.__get__(error))
+        part.context = family.number(_context.__get__(error))
+        part.suppress_context = _suppress_context.__get__(error)
         try:
             sent = TaskExit(what, error.code) if isinstance(error, SystemExit) else error
             stream, buffers = _pickling.dumps(
                 sent, "the exception", elsewhere=elsewhere, reader=_reader.parent()
             )
-            copies = [bytearray(buffer.raw()) for buffer in buffers]
-            part = part._replace(stream=stream, buffers=copies)
+            part.buffers = [bytearray(buffer.raw()) for buffer in buffers]
+            part.stream = stream
             there = part.rebuilt(rebuilt, "")
             _check(sent, there, id(error) in family.raised)
         except BaseException as failure:  # noqa: BLE001  the exception's own code ran
-            why = f"the original could not travel: {_message(failure)}"
-            text = "" if error is family.first else _formatted(error, error.__traceback__, False)
-            part = part._replace(stream=b"", buffers=[], why=why, text=text)
-            there = part.stand_in(text, why)
+            part.stream, part.buffers = b"", ()
+            part.why = f"the original could not travel: {_message(failure)}"
+            if error is not family.first:
+                part.text = _formatted(error, error.__traceback__, False)
+            there = part.stand_in(part.text, part.why)
         parts.append(part)
         rebuilt.append(there)
     return parts
@@ -356,6 +352,8 @@ def _notes(error: BaseException) -> list[str]:
 
 def _formatted(error: BaseException, trace: TracebackType | None, chain: bool = True) -> str:
     try:
+        import traceback  # noqa: PLC0415  takes a new process 3 ms, and few need it
+
         return "".join(traceback.format_exception(type(error), error, trace, chain=chain))
     except BaseException as failure:  # noqa: BLE001  the exception's own code ran
         said = f"{_qualified_name(error)}: {_message(error)} ({_message(failure)})"
@@ -369,6 +367,8 @@ def _frames(trace: TracebackType | None) -> str:
     something has failed.
     """
     try:
+        import traceback  # noqa: PLC0415
+
         return "".join(traceback.format_tb(trace))
     except Exception:  # noqa: BLE001  whatever keeps us from reading
         lines: list[str] = []

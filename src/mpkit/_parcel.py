@@ -11,7 +11,6 @@ owner when the parcel was sent, and not before.
 from __future__ import annotations
 
 import pickle
-import resource
 import struct
 import threading
 import weakref
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from mpkit import _fork, _pickling, _segment
 from mpkit._link import MOST_DESCRIPTORS, PACKET, Malformed
+from mpkit._platform import descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -320,7 +320,7 @@ def _check_count(arrived: int, sent: int) -> None:
     if arrived < sent:
         # The kernel drops those for which a process has no room, and the packet is taken by
         # then. To look before each packet would make small messages a fifth slower.
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = descriptors.most_open()
         raise Malformed(
             f"a message is lost: {arrived} of its {sent} descriptors arrived, since this process "
             f"had too many open files to receive it (it may have {most}: ulimit -n)"

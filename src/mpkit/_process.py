@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from traceback import TracebackException as TracebackException  # what is forked finds it here
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
 from mpkit import _links, _outcome, _wait

@@ -21,7 +21,6 @@ import errno
 import fcntl
 import mmap
 import os
-import resource
 import struct
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mpkit import _fork
 from mpkit._link import Malformed
 from mpkit._pickling import OUT_OF_BAND
-from mpkit._platform import memory
+from mpkit._platform import descriptors, memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -336,11 +335,13 @@ SCARCE: Final = {
 
 def _explained(error: OSError, size: int) -> OSError:
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = descriptors.most_open()
         lack = (
             f"no descriptor for the memory of a message (this process may have {most}: ulimit -n)"
         )
     elif error.errno == errno.EFBIG:
+        import resource  # noqa: PLC0415  for once in a blue moon
+
         most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
         lack = (
             f"no memory for the {size:,} bytes of a message, since files of this process "

@@ -242,7 +242,7 @@ journals = journal.Journals(1, forks=True)
 worker = crew.Worker(multiprocessing.get_context("fork"), journals, setup.Setup())
 
 def send(*tasks):
-    assert worker.inbox.send([wire.Load(task, data) for task in tasks], [])
+    assert worker.inbox.send([(task, data) for task in tasks], [])
 
 def kill():
     worker.child.signal(signal.SIGKILL)

@@ -24,7 +24,7 @@ from mpkit._pool.gather import Gather, Slice
 from mpkit._task.options import Options
 from mpkit._task.task import Task
 from mpkit._worker import packing
-from mpkit._worker.slices import Bounds, run_slice
+from mpkit._worker.slices import MANY, run_slice
 
 Part = Task[tuple[list[int], float]]
 
@@ -261,17 +261,17 @@ def test_a_bar_that_cannot_be_put_away_keeps_nobody(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 10_000])
 def test_a_slice_of_short_items_is_done_at_once(count: int) -> None:
     items = [-number for number in range(count)]
-    values, _ = run_slice(abs, items, False, Bounds(0, count, 1e9))
+    values, _ = run_slice(abs, items, False, (0, count, 1e9, MANY))
     assert values == list(range(count))
-    values, _ = run_slice(abs, items, False, Bounds(count // 2, count, 1e9))
+    values, _ = run_slice(abs, items, False, (count // 2, count, 1e9, MANY))
     assert values == list(range(count // 2, count))
 
 
 def test_a_slice_ends_after_the_item_at_which_its_time_is_over() -> None:
-    values, seconds = run_slice(time.sleep, [0.02] * 50, False, Bounds(10, 50, 0.01))
+    values, seconds = run_slice(time.sleep, [0.02] * 50, False, (10, 50, 0.01, MANY))
     assert values == [None]
     assert seconds >= 0.02
-    values, _ = run_slice(abs, [1, 2, 3], False, Bounds(1, 3, 0.0))
+    values, _ = run_slice(abs, [1, 2, 3], False, (1, 3, 0.0, MANY))
     assert values[:1] == [2]
 
 
@@ -297,12 +297,12 @@ def pause(seconds: float) -> None:
 
 def test_where_time_is_limited_the_clock_is_looked_at_after_each_item() -> None:
     """Long items behind many short ones were done as many at a time as those."""
-    values, _ = run_slice(pause, [0] * 300 + [0.02] * 100, False, Bounds(0, 400, 0.01, 1))
+    values, _ = run_slice(pause, [0] * 300 + [0.02] * 100, False, (0, 400, 0.01, 1))
     assert len(values) <= 301
 
 
 def test_items_of_a_slice_may_be_tuples_of_arguments() -> None:
-    assert run_slice(pow, [(2, 3), (3, 2)], True, Bounds(0, 2, 1e9))[0] == [8, 9]
+    assert run_slice(pow, [(2, 3), (3, 2)], True, (0, 2, 1e9, MANY))[0] == [8, 9]
 
 
 @pytest.mark.parametrize("size", [1, 200_000])
@@ -312,7 +312,7 @@ def test_a_part_of_a_chunk_can_be_sent_more_than_once(fn: Any, size: int) -> Non
     chunk = packing.pack_chunk(Call(fn, (items, False), {}), None)
     assert chunk is not None
     for start in range(2):
-        data, parcel = packing.Part(chunk, Bounds(start, 2, 0.5, 7)).seal()
+        data, parcel = packing.Part(chunk, (start, 2, 0.5, 7)).seal()
         fds: list[int] = []
         if parcel is not None:
             data, sent = parcel.seal(data)
@@ -321,7 +321,7 @@ def test_a_part_of_a_chunk_can_be_sent_more_than_once(fn: Any, size: int) -> Non
         assert bool(fds) == (size > 1)
         run, args, kwargs = packing.unpack(data, fds)
         assert (run, kwargs) == (run_slice, {})
-        assert args[1:] == (items, False, Bounds(start, 2, 0.5, 7))
+        assert args[1:] == (items, False, (start, 2, 0.5, 7))
 
 
 def test_what_cannot_be_sent_twice_is_no_chunk_of_parts() -> None:
@@ -334,6 +334,6 @@ def test_what_cannot_be_sent_twice_is_no_chunk_of_parts() -> None:
 
 def test_the_longest_name_leaves_room_for_a_packet() -> None:
     chunk = packing.Chunk(bytes([254]) + b"n" * 254, b"x" * _parcel.MOST_INLINE)
-    data, parcel = packing.Part(chunk, Bounds(0, 1, 0.5)).seal()
+    data, parcel = packing.Part(chunk, (0, 1, 0.5, MANY)).seal()
     assert parcel is None
     assert len(data) <= PACKET - 60

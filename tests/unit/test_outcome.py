@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import threading
 import traceback
 from typing import Any
@@ -209,6 +210,16 @@ def test_one_whose_class_has_no_name_has_a_stand_in() -> None:
 
 def test_one_whose_words_fail_beyond_words_arrives() -> None:
     assert type(arrived(Wordless())) is Wordless
+
+
+def test_where_it_was_raised_is_told_without_a_module_to_print_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A new process imports that now, where there may be no descriptor to read a file by."""
+    monkeypatch.setitem(sys.modules, "traceback", None)
+    there = arrived(ValueError("wrong"))
+    assert type(there) is ValueError
+    assert "in raise_it\nValueError: wrong" in str(there.__cause__)
 
 
 def test_causes_arrive_and_the_traceback_is_the_last_of_them() -> None:

@@ -161,7 +161,7 @@ def test_a_chunk_and_its_function_fit_in_a_packet(spare: int) -> None:
     if parcel is not None:
         with contextlib.closing(parcel):
             data, _ = parcel.seal(data)
-    assert len(wire.encode_run([wire.Load(1, data)], common=common)) <= PACKET
+    assert len(wire.encode_run([(1, data)], common=common)) <= PACKET
 
 
 @pytest.mark.parametrize("spare", [300, 1000, 2000, 3000, 4000])
@@ -174,7 +174,7 @@ def test_a_chunk_with_a_channel_and_its_function_fit_in_a_packet(spare: int) -> 
         with contextlib.closing(parcel):
             data, fds = parcel.seal(data)
             assert fds
-            assert len(wire.encode_run([wire.Load(1, data)], common=common)) <= PACKET
+            assert len(wire.encode_run([(1, data)], common=common)) <= PACKET
 
 
 def test_what_cannot_travel_to_an_imap_is_named() -> None:

@@ -17,7 +17,7 @@ from mpkit._task import seeds
 from mpkit._task.carriage import Carriage
 from mpkit._task.options import Options
 from mpkit._worker import chunks
-from mpkit._worker.slices import Bounds, run_slice
+from mpkit._worker.slices import MANY, run_slice
 
 numpy = pytest.importorskip("numpy")
 
@@ -57,7 +57,7 @@ def test_an_item_has_the_same_numbers_in_any_chunk_and_slice(
         else:
             cut = data.draw(st.integers(0, len(piece) - 1))
             spans = [(start, stop) for start, stop in ((cut, len(piece)), (0, cut)) if start < stop]
-            parts = {span[0]: run_slice(fn, piece, star, Bounds(*span, 1e9))[0] for span in spans}
+            parts = {span[0]: run_slice(fn, piece, star, (*span, 1e9, MANY))[0] for span in spans}
             values = [value for start in sorted(parts) for value in parts[start]]
         found[number] = values
     assert [value for number in sorted(found) for value in found[number]] == whole(seed, count)

@@ -39,7 +39,7 @@ class FakeWorker:
     def hand(self, loads: list[Load], receipt: list[int]) -> None:
         assert len(wire.encode_run(loads)) <= wire.ROOM + 64, "it fits into a packet"
         if self.room:
-            self._log.append((self._number, [load.task for load in loads]))
+            self._log.append((self._number, [task for task, _ in loads]))
             receipt.append(len(loads))
 
 

@@ -266,12 +266,12 @@ class Inbox:
         with contextlib.suppress(LinkDown, IndexError):
             while self._unread.fill(_NOW):
                 data, fds = self._unread.inbox[0]
-                run = wire.decode_for_worker(data)
-                self._came_back.update(dict.fromkeys(task for task, _ in run.loads))
-                self._packets.pop(run.number, None)
+                loads, asked, packet, _ = wire.decode_for_worker(data)
+                self._came_back.update(dict.fromkeys(task for task, _ in loads))
+                self._packets.pop(packet, None)
                 # Before it is out of there: who is interrupted after that does not ring.
-                if run.asked:
-                    self._unread.send(wire.encode_ring(run.loads[0][0]), (), _NOW)
+                if asked:
+                    self._unread.send(wire.encode_ring(loads[0][0]), (), _NOW)
                 del self._unread.inbox[0]
                 discard(fds)
 

@@ -13,6 +13,7 @@ from mpkit._call import Call
 from mpkit._platform import memory, threads
 from mpkit._platform.cores import default_workers
 from mpkit._task.options import OptionNames, Options, check_known, whole_number
+from mpkit._worker import packed
 from mpkit._worker import shared as shared_
 from mpkit._worker.setup import Setup
 
@@ -177,7 +178,7 @@ def _call(name: str, fn: Callable[..., object] | None, args: Iterable[Any]) -> C
 def _shared(thing: object, settings: Settings) -> shared_.Shared:
     if not settings.has_workers:
         return shared_.Here(thing)
-    return shared_.pack(thing, _reader.child(settings.context.get_start_method()))
+    return packed.pack(thing, _reader.child(settings.context.get_start_method()))
 
 
 def _level(log: bool | int | str | None) -> int | None:

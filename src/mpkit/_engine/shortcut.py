@@ -18,14 +18,13 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from mpkit._engine.ledger import packets
-from mpkit._worker.wire import Load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mpkit._engine.crew import Worker
     from mpkit._engine.ledger import Entry
-    from mpkit._worker.wire import Done
+    from mpkit._worker.wire import Done, Load
 
 #: Of so many tasks the supervisor need not have heard. (To wake it costs as much as a task.)
 ENOUGH_UNHEARD = 32
@@ -147,7 +146,7 @@ class Shortcut:
             entry.task.set_running_or_notify_cancel()
             handed = Handed(entry, number, worker, asked=asked)
             self._handed.append(handed)  # first, so that it is known before it is reported
-            load = Load(entry.task.number, entry.head)
+            load = entry.task.number, entry.head
             worker.inbox.hand([load], handed.receipt, asked=asked, common=entry.common)
         return handed
 
@@ -193,7 +192,7 @@ class Shortcut:
                 self._handed.append(it)
                 if entry.task.set_running_or_notify_cancel():
                     it.receipt = receipt
-                    loads.append(Load(entry.task.number, entry.head))
+                    loads.append((entry.task.number, entry.head))
             if loads:
                 worker.inbox.hand(loads, receipt)  # of a volley none has a common function
         return handed

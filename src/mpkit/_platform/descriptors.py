@@ -37,6 +37,11 @@ def open_pidfd(pid: int) -> int | None:
         raise
 
 
+def most_open() -> int:
+    """Return how many descriptors this process may have, as ``resource`` would, which is a file to load."""
+    return os.sysconf("SC_OPEN_MAX")
+
+
 #: Whether a local socket can keep packets apart (macOS has no SOCK_SEQPACKET for AF_UNIX).
 HAS_PACKETS: Final = LINUX and hasattr(socket, "SOCK_SEQPACKET")
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: as all else that we do at a fork, in the parent and once more in the child.
 signal_mask: Callable[[int, Iterable[int]], set[int]] = sys.modules["_signal"].pthread_sigmask
 
+#: `signal.valid_signals`, likewise.
+valid_signals: Callable[[], set[int]] = sys.modules["_signal"].valid_signals
+
 #: `signal.signal`, likewise: a handler is a function, or what `signal.SIG_DFL` and `SIG_IGN` are as
 #: numbers.
 handle_signal: Callable[[int, Any], Any] = sys.modules["_signal"].signal

@@ -22,7 +22,7 @@ from mpkit._task import carriage
 from mpkit._task.options import whole_number
 from mpkit._task.task import Task
 from mpkit._worker import chunks, packing
-from mpkit._worker.slices import MANY, SLICE_SECONDS, Bounds
+from mpkit._worker.slices import MANY, SLICE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -241,7 +241,7 @@ class _Parts(Generic[R]):
         task = self._caller._task(self._name)
         # With a timeout after each item, or long ones behind many short ones would exceed it.
         most = MANY if self._caller._options.timeout is None else 1
-        what = packing.Part(part.packed, Bounds(part.start, part.stop, part.seconds, most))
+        what = packing.Part(part.packed, (part.start, part.stop, part.seconds, most))
         # When there is some left of a chunk the pool may have been closed meanwhile.
         self._submit_part(task, what, None if part.start else self._volley)
         return task

@@ -11,19 +11,20 @@ import pickle
 import struct
 import sys
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from mpkit import _parcel
 from mpkit._call import PARTS, Call
 from mpkit._parcel import Parcel
 from mpkit._platform import mains
 from mpkit._worker.chunks import run_each
-from mpkit._worker.slices import Bounds, run_slice
+from mpkit._worker.slices import run_slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mpkit._reader import Reader
+    from mpkit._worker.slices import Bounds
 
 #: A call begins with how many bytes of name follow, or this, if all of it is in the message.
 _NAMELESS: Final = b"\x00"
@@ -127,18 +128,20 @@ def unpack_each(common: bytes, data: bytes, fds: list[int]) -> tuple[Callable[..
 MOST_AGAIN: Final = 2**22
 
 
-class Chunk(NamedTuple):
+class Chunk:
     """A packed call of a function with the items of a chunk, and whether they are arguments."""
 
-    head: bytes
-    stream: bytes
+    def __init__(self, head: bytes, stream: bytes) -> None:
+        self.head = head
+        self.stream = stream
 
 
-class Part(NamedTuple):
+class Part:
     """The call of `slices.run_slice` for some items of a chunk."""
 
-    chunk: Chunk
-    bounds: Bounds
+    def __init__(self, chunk: Chunk, bounds: Bounds) -> None:
+        self.chunk = chunk
+        self.bounds = bounds
 
     def seal(self) -> tuple[bytes, Parcel | None]:
         """Return what `pack` does of a call."""
@@ -165,9 +168,9 @@ def unpack(data: bytes, fds: list[int]) -> tuple[Callable[..., Any], Any, Any]:
     """Return the function and the arguments of a call. Raises what unpickling raises."""
     length = data[0]
     if length == _OF_PART:
-        _, *bounds = _PART_HEAD.unpack_from(data)
+        bounds = _PART_HEAD.unpack_from(data)[1:]
         fn, (chunk, star), _ = unpack(data[_PART_HEAD.size :], fds)
-        return run_slice, (fn, chunk, star, Bounds(*bounds)), {}
+        return run_slice, (fn, chunk, star, bounds), {}
     if not length:
         fn, args, kwargs = _parcel.unpack(data, fds, 1)
         return fn, args, kwargs

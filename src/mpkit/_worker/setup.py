@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpkit._reach import Bearer
 
@@ -33,6 +33,11 @@ class Setup(Bearer):
 
     def _carried(self) -> list[object]:
         return [self.init, self.finalizer, self.shared]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is spawned has all of it in its environment, and need not import how it is told.
+        tells = self.threads is not None and self.threads.method != "spawn"
+        return vars(self) if tells else vars(self) | {"threads": None}
 
     @property
     def empty(self) -> bool:

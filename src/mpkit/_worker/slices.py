@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,16 +20,9 @@ _FEW: Final = 64
 MANY: Final = 4096
 
 
-class Bounds(NamedTuple):
-    """Which items of a chunk: from ``start``, up to ``stop`` or until ``seconds`` have passed.
-
-    The clock is looked at after ``most`` items at the latest.
-    """
-
-    start: int
-    stop: int
-    seconds: float
-    most: int = MANY
+#: Which items of a chunk: from the first of these, up to the second or until so many seconds have
+#: passed; and after how many items the clock is looked at, at the latest.
+Bounds = tuple[int, int, float, int]
 
 
 def run_slice(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from mpkit._link import PACKET, Malformed
 
@@ -20,58 +20,55 @@ if TYPE_CHECKING:
     from collections import deque
 
 
-class Load(NamedTuple):
-    """One task on its way to a worker: its number, and its packed call or chunk."""
+# Plain tuples and classes: each NamedTuple would take every process that is spawned 0.1 ms to define.
 
-    task: int
-    call: bytes
+#: One task on its way to a worker: its number, and its packed call or chunk.
+Load = tuple[int, bytes]
+Loads = Sequence[Load]
 
-
-#: Several of them, or plain tuples like them, which take a third of the time to make.
-Loads = Sequence[tuple[int, bytes]]
-
-
-class Run(NamedTuple):
-    """Run these tasks in this order, and report each before the next begins.
-
-    If they are ``asked`` for, by a caller who waits, ring back for each, too (`encode_ring`).
-    ``number`` is that of the packet, of those to one worker: see `journal`. If there is a
-    ``common`` function (of `packing.Each`), the loads are chunks that it is called with.
-    """
-
-    loads: Loads
-    asked: bool
-    number: int
-    common: bytes = b""
+#: Run these tasks in this order, and report each before the next begins: the loads; whether they
+#: are asked for, by a caller who waits: ring back for each then, too (`encode_ring`); the number of
+#: the packet, of those to one worker: see `journal`; and a common function (of `packing.Each`), if
+#: the loads are chunks that it is called with.
+Run = tuple[Loads, bool, int, bytes]
 
 
-class Ready(NamedTuple):
+class Ready:
     """The worker has run its initializer."""
 
 
-class InitFailed(NamedTuple):
+class InitFailed:
     """The initializer raised, and the worker leaves; ``error`` is a packed failure."""
 
-    error: bytes
+    __match_args__ = ("error",)
+
+    def __init__(self, error: bytes) -> None:
+        self.error = error
 
 
-class Declined(NamedTuple):
+class Declined:
     """The worker was about to begin with a task of a packet, and saw that it was taken back."""
 
-    packet: int
-    place: int
+    __match_args__ = ("packet", "place")
+
+    def __init__(self, packet: int, place: int) -> None:
+        self.packet = packet
+        self.place = place
 
 
 #: That a task has ended: its number; when it began and ended, in seconds of `time.monotonic`,
 #: which all processes of a machine share; the worker's memory in bytes, or 0 if nobody asked; the
-#: kind of the outcome, as `_outcome` has them; and what was sent, in which the outcome follows behind `DONE_SIZE` bytes. (A tuple that had names would take twice as long.)
+#: kind of the outcome, as `_outcome` has them; and what was sent, in which the outcome follows behind `DONE_SIZE` bytes.
 Done = tuple[int, float, float, int, bytes, bytes]
 
 
-class FinalizerFailed(NamedTuple):
+class FinalizerFailed:
     """The finalizer raised, and the worker leaves all the same; ``error`` is a packed failure."""
 
-    error: bytes
+    __match_args__ = ("error",)
+
+    def __init__(self, error: bytes) -> None:
+        self.error = error
 
 
 Report = Ready | InitFailed | list[Done] | Declined | FinalizerFailed
@@ -143,7 +140,7 @@ def decode_for_worker(data: bytes) -> Run:
         begin = offset + PER_LOAD
         offset = begin + length
         loads.append((task, data[begin:offset]))
-    return Run(loads, kind == _ASK, number, common)
+    return loads, kind == _ASK, number, common
 
 
 _DECLINED_WHOLE = struct.Struct("=cQQ")
