@@ -441,12 +441,28 @@ class ScheduleMachine(RuleBasedStateMachine):
     @invariant()
     def what_waits_is_waited_for(self) -> None:
         """A free worker and a task for it do not coexist once the schedule has acted."""
-        idle = [
-            worker
-            for worker in self.workers.values()
-            if worker.started and not worker.retired and not worker.taken and not worker.inbox
+        assert not (self.free() and self.waiting - self.cancelled)
+
+    def free(self) -> list[int]:
+        """Return the workers that could run a task, and have none."""
+        return [
+            number
+            for number, worker in self.workers.items()
+            if worker.started
+            and not (worker.retired or worker.held())
+            and worker.received != self.quota
         ]
-        assert not (idle and self.waiting - self.cancelled)
+
+    @invariant()
+    def nothing_lies_behind_another_while_somebody_is_free(self) -> None:
+        """For nobody might report anything for long, and then nobody would look after it."""
+        behind = [worker for worker in self.workers.values() if self.can_give(worker)]
+        assert not (self.free() and behind)
+
+    def can_give(self, worker: FakeWorker) -> bool:
+        """Tell whether a worker has something in its inbox that it is not about to run."""
+        in_inbox = len(worker.held()) - len(worker.taken)
+        return worker.started and in_inbox > (not worker.taken)
 
     @invariant()
     def nothing_is_over_while_a_task_is_to_come(self) -> None:
@@ -455,13 +471,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_for_one_that_is_starting(self) -> None:
         """What was sent to a worker that may take long to start is run by one that is there."""
-        free = any(
-            worker.started
-            and not (worker.retired or worker.taken or worker.inbox)
-            and (self.quota is None or worker.received < self.quota)
-            for worker in self.workers.values()
-        )
-        assert not (free and any(w.inbox and not w.started for w in self.workers.values()))
+        assert not (self.free() and any(w.inbox and not w.started for w in self.workers.values()))
 
     def teardown(self) -> None:
         """Let everybody finish: all tasks end, and so does the pool."""

@@ -395,17 +395,16 @@ class Schedule:
         return packet
 
     def _rebalance(self) -> Iterator[Action]:
-        """When a worker has nothing and nobody waits, take back from the one that has most.
+        """While a worker has nothing and nobody waits, take back from the one that has most.
 
         One that is still starting has taken nothing, and gives all that it has.
         """
-        if self._queues or not self._sent:
-            return
-        if not any(
-            not state.tasks and state.started and state.can_take() for state in self._open.values()
-        ):
-            return
-        richest = max(self._workers, key=lambda number: self._workers[number].can_give())
-        if self._workers[richest].can_give():
+        while self._sent and not self._queues:
+            idle = [it for it in self._open.values() if it.started and not it.tasks]
+            if not any(state.can_take() for state in idle):
+                return
+            richest = max(self._workers, key=lambda number: self._workers[number].can_give())
+            if not self._workers[richest].can_give():
+                return
             yield TakeBack(richest)
             yield from self._hand_out()
