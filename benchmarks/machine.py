@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from dataclasses import dataclass
 
 from mpkit._engine import schedule as policy
 from mpkit._engine.actions import Send, Spawn, TakeBack
 from mpkit._engine.schedule import Schedule
+from mpkit._engine.warden import MOMENT
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Costs:
     #: Whether packets come apart, so that a worker begins one task at a time and all others can
     #: be had back. What that costs the worker is in ``task`` already.
     apart: int = 1
+    #: Whether their function is known for short tasks, whatever these are.
+    short: int = 1
 
 
 @dataclass
@@ -93,6 +97,8 @@ class Machine:
         self._wakes: list[tuple[float, int, int]] = []
         self._order = itertools.count()
         self._sent_at = [0.0] * len(lengths)
+        #: When the schedule is to be told that a moment has passed, if it is.
+        self._moment = math.inf
         self._outcome = Outcome(0, self._optimum(), len(lengths), 0, 0, 0, 0, 0)
 
     def _optimum(self) -> float:
@@ -102,23 +108,33 @@ class Machine:
     def run(self) -> Outcome:
         """Run all tasks, to the last report."""
         for task in range(len(self._lengths)):
-            self._schedule.submitted(task)
+            self._schedule.submitted(task, short=bool(self._costs.short))
         self._act()
         left = len(self._lengths)
         while left:
-            self._now = max(self._now, self._next_report())
+            if not self._schedule.spares:
+                self._moment = math.inf
+            elif self._moment == math.inf:
+                self._moment = self._now + MOMENT
+            self._now = max(self._now, self._next_event())
             left -= self._read_reports()
+            if self._moment <= self._now:
+                self._moment = math.inf
+                self._schedule.moment_passed()
             self._act()
         self._outcome.makespan = self._now
         return self._outcome
 
     # the workers
 
-    def _next_report(self) -> float:
-        """Let workers go on until one of them has reported; return when that arrives."""
-        while not self._reports or (self._wakes and self._wakes[0][0] < self._reports[0][0]):
+    def _next_event(self) -> float:
+        """Let workers go on until one of them has reported, or a moment has passed; return when."""
+        while self._wakes and self._wakes[0][0] < self._next_report():
             self._take_packet()
-        return self._reports[0][0]
+        return self._next_report()
+
+    def _next_report(self) -> float:
+        return min(self._moment, self._reports[0][0] if self._reports else math.inf)
 
     def _catch_up(self) -> None:
         """Let workers do what they have done by now."""

@@ -35,9 +35,9 @@ a few processes, and `wait` waits for any of them.
 #                setup, what they say besides (logs, capture, aside), worker
 #   _task/       context, options, seeds, carriage, task, asked
 #   _watch/      stats, sketch, picture, trace, timeline, report, recorder
-#   _engine/     runs tasks on them: actions, queues, schedule (pure), settings, listener, audience,
-#                feeds, ledger, inbox, crew, roster, shortcut, warden, verdict, dispatch, mailbox,
-#                intake, supervisor, backend, engine
+#   _engine/     runs tasks on them: actions, queues, reserve, starts, schedule (pure),
+#                settings, listener, audience, feeds, ledger, inbox, crew, roster, shortcut, warden,
+#                paces, verdict, dispatch, mailbox, intake, supervisor, backend, engine
 #   _pool/       TaskPool: progress, async_input, lookahead, window, results, on_executor, inline,
 #                lazy, gather, caller, executor, calls, pool
 #   _selftest    tries all of that         _doctor     for `python -m mpkit doctor`

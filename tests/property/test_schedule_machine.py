@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mpkit._engine.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
-from mpkit._engine.schedule import MOST_IN_PACKET, MOST_START_FAILURES, SEND_AHEAD_BELOW, Schedule
+from mpkit._engine.reserve import Reserve
+from mpkit._engine.schedule import MOST_IN_PACKET, SEND_AHEAD_BELOW, Schedule
+from mpkit._engine.starts import MOST_START_FAILURES
 
 # Pure Python, and nothing of it is the system's.
 pytestmark = pytest.mark.any_python
@@ -44,6 +46,12 @@ class FakeWorker:
 class ScheduleMachine(RuleBasedStateMachine):
     """An engine without processes, which does what a schedule says."""
 
+    reserve: Reserve | None = None
+
+    def thinks_short(self, task: int) -> bool:
+        """Tell whether the schedule is told that a task is short (see `test_schedule_reserve`)."""
+        return False
+
     @initialize(
         size=st.integers(1, 4),
         quota=st.none() | st.integers(1, 12),
@@ -55,7 +63,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     ) -> None:
         """Say how long tasks take, and whether every worker starts as soon as it may."""
         self.seconds, self.at_once = seconds, at_once
-        self.schedule = Schedule(size, quota)
+        self.schedule = Schedule(size, quota, self.reserve)
         self.size, self.quota = size, quota
         self.workers: dict[int, FakeWorker] = {}
         self.numbers = itertools.count()
@@ -199,7 +207,12 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def enter(self, task: int) -> None:
         self.waiting.add(task)
-        self.schedule.submitted(task, priority=self.priority[task], alone=task in self.alone)
+        self.schedule.submitted(
+            task,
+            priority=self.priority[task],
+            alone=task in self.alone,
+            short=self.thinks_short(task),
+        )
 
     def busiest(self) -> int:
         held = {number: worker.held() for number, worker in self.workers.items()}
@@ -232,7 +245,9 @@ class ScheduleMachine(RuleBasedStateMachine):
         idle = self.schedule.idle_workers()
         assert not self.waiting, "somebody was there before"
         assert not self.closed
-        number = idle[index % len(idle)]
+        self.hand(idle[index % len(idle)], retries)
+
+    def hand(self, number: int, retries: int) -> None:
         worker, task = self.workers[number], next(self.tasks)
         assert worker.started
         assert not worker.retired
@@ -241,7 +256,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.was_sent.add(task)
         worker.received += 1
         worker.inbox.append([task])
-        self.schedule.handed(number, task)
+        self.schedule.handed(number, task, short=self.thinks_short(task))
         self.act()
 
     @rule(data=st.data())
@@ -457,7 +472,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     def nothing_lies_behind_another_while_somebody_is_free(self) -> None:
         """For nobody might report anything for long, and then nobody would look after it."""
         behind = [worker for worker in self.workers.values() if self.can_give(worker)]
-        assert not (self.free() and behind)
+        assert not (self.free() and behind) or self.schedule.spares
 
     def can_give(self, worker: FakeWorker) -> bool:
         """Tell whether a worker has something in its inbox that it is not about to run."""

@@ -6,8 +6,8 @@ import functools
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from mpkit import _parcel
 from mpkit._engine.ledger import Entry
+from mpkit._engine.reserve import FEW
 from mpkit._engine.shortcut import ENOUGH_UNHEARD, HOLD, Shortcut
 from mpkit._platform import descriptors
 from mpkit._task.asked import Asked
@@ -54,6 +54,7 @@ class Intake:
         self._ledger = ledger
         self._schedule = schedule
         self._verdict = verdict
+        self._paces = verdict.paces
         self._recorder = recorder
         self._answers = answers
         self.shortcut = Shortcut(settles=settles)
@@ -73,11 +74,13 @@ class Intake:
     ) -> None:
         """Have a call run, which `packing.pack` or `packing.Each` has made."""
         entry = Entry(task, head, parcel, common)
-        short = parcel is None and task.options.timeout is None
-        if short and volley is not None:
+        light = parcel is None and task.options.timeout is None
+        if light and volley is not None:
             self._join(volley, entry)
             return
-        if short and self.shortcut.idle:
+        if light and self._paces is not None:
+            entry.short = self._paces.are_short(task.what)
+        if light and self.shortcut.idle and (not entry.short or self._wakes_more(task)):
             asked = task if isinstance(task, Asked) and self._answers else None
             handed = self.shortcut.send(entry, asked=asked is not None)
             if handed is not None:
@@ -87,6 +90,10 @@ class Intake:
                     self._mailbox.wake()
                 return
         self._mailbox.submit(entry)
+
+    def _wakes_more(self, task: Task[Any]) -> bool:
+        """Tell whether to send a short task to one more worker, and not behind others."""
+        return isinstance(task, Asked) or len(self.shortcut) + self._schedule.unreported < FEW
 
     def _join(self, volley: Volley, entry: Entry) -> None:
         """Have a task run with others."""
@@ -114,7 +121,7 @@ class Intake:
             return None
         _, began, ended, _, _, data = done
         span = task, began, ended, False
-        moved = [moved_by(handed.entry, data)] if self._recorder.pictured else None
+        moved = [handed.entry.moved(data)] if self._recorder.pictured else None
         self._recorder.tasks_ended(handed.worker.pid, [span], moved, handed.settled)
         return done
 
@@ -157,7 +164,8 @@ class Intake:
                 continue
             self._recorder.submitted += 1
             self._ledger.add([entry])
-            self._schedule.handed(number, task.number, priority=task.options.priority)
+            priority = task.options.priority
+            self._schedule.handed(number, task.number, priority=priority, short=entry.short)
             self._ledger.sent([entry], number, handed.worker.pid)
             if handed.asked:
                 handed.worker.inbox.wants(True)
@@ -177,8 +185,3 @@ class Intake:
                 worker = self._crew[number]
                 worker.inbox.wants(False)
                 self.shortcut.offer(number, worker)
-
-
-def moved_by(entry: Entry, report: bytes) -> tuple[int, int]:
-    """Return how many bytes the call of a task has, and the outcome that a report tells."""
-    return entry.size, _parcel.size_of(report, wire.DONE_SIZE)

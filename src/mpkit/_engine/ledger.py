@@ -6,6 +6,7 @@ import heapq
 import time
 from typing import TYPE_CHECKING, Any
 
+from mpkit import _parcel
 from mpkit._errors import WorkerDied
 from mpkit._task.task import Task, report_callback
 from mpkit._worker import wire
@@ -34,6 +35,7 @@ class Entry:
         "parcel",
         "pid",
         "retries",
+        "short",
         "task",
         "worker",
     )
@@ -42,6 +44,8 @@ class Entry:
         self, task: Task[Any], head: bytes, parcel: Parcel | None, common: bytes = b""
     ) -> None:
         self.task = task
+        #: Whether its function is known for that: see `Paces`.
+        self.short = False
         #: The call, as `packing.pack` has made it; or, if it has its function in ``common`` with
         #: others, the chunk, as `packing.Each` has.
         self.head = head
@@ -62,6 +66,10 @@ class Entry:
     def size(self) -> int:
         """How many bytes the call has."""
         return len(self.head) + (0 if self.parcel is None else self.parcel.size)
+
+    def moved(self, report: bytes) -> tuple[int, int]:
+        """Return how many bytes the call has, and the outcome that a report tells."""
+        return self.size, _parcel.size_of(report, wire.DONE_SIZE)
 
 
 def packets(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:

@@ -19,13 +19,17 @@ class Queues:
         self._priorities: dict[int, int] = {}
         #: Tasks that are sent alone, to a worker that has nothing else.
         self._alone: set[int] = set()
+        #: Those, here or with workers, of which it is not known that they are short.
+        self.unknown: set[int] = set()
 
     def __len__(self) -> int:
         """Return how many tasks wait."""
         return self._count
 
-    def put(self, tasks: Sequence[int], priority: int, *, alone: bool) -> None:
+    def put(self, tasks: Sequence[int], priority: int, *, alone: bool, short: bool) -> None:
         """Tasks arrived. ``alone``: the start of each must be known."""
+        if not short:
+            self.unknown.update(tasks)
         if priority:
             self._priorities.update(dict.fromkeys(tasks, priority))
         if alone:
@@ -33,8 +37,10 @@ class Queues:
         self._queues[priority] += tasks
         self._count += len(tasks)
 
-    def know(self, task: int, priority: int) -> None:
+    def know(self, task: int, priority: int, *, short: bool) -> None:
         """A task went past here, and may come back."""
+        if not short:
+            self.unknown.add(task)
         if priority:
             self._priorities[task] = priority
 
@@ -74,6 +80,8 @@ class Queues:
 
     def forget(self, tasks: Iterable[int]) -> None:
         """Tasks will not come back."""
+        if self.unknown:
+            self.unknown.difference_update(tasks)
         if self._priorities or self._alone:
             for task in tasks:
                 self._priorities.pop(task, None)

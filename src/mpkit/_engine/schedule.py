@@ -12,11 +12,12 @@ running when it died; all others can run elsewhere.
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING
 
 from mpkit._engine.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
 from mpkit._engine.queues import Queues
+from mpkit._engine.reserve import Reserve, WorkerState
+from mpkit._engine.starts import Starts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,33 +35,6 @@ MOST_IN_PACKET = 256
 #: while its answer travels. For longer ones the pause is below one per cent.
 SEND_AHEAD_BELOW = 0.01
 
-#: How many workers in a row may say that they cannot start. Of those that end before they
-#: have said anything, each of the pool may be killed by somebody, and so many more.
-MOST_START_FAILURES = 3
-
-
-class _Worker:
-    """What is known of one worker."""
-
-    def __init__(self, quota: int | None) -> None:
-        #: What it was sent and has not reported, in order.
-        self.tasks: deque[int] = deque()
-        #: How many more tasks it may be sent, if that is limited.
-        self.quota = quota
-        self.started = False
-        self.retiring = False
-        #: Nothing came back when last asked, and nothing was sent since.
-        self.empty_handed = False
-
-    def can_take(self) -> bool:
-        return not self.retiring and self.quota != 0
-
-    def can_give(self) -> int:
-        """Return how many tasks it may have that it has not taken."""
-        if self.empty_handed or not self.tasks:
-            return 0
-        return len(self.tasks) - self.started
-
 
 class Schedule:
     """The state of a pool, and its policy.
@@ -68,20 +42,26 @@ class Schedule:
     Args:
         size: how many workers there are to be.
         tasks_per_worker: after how many tasks a worker is replaced; None is never.
+        reserve: who of the workers is spared, and when.
 
     """
 
-    def __init__(self, size: int, tasks_per_worker: int | None = None) -> None:
+    def __init__(
+        self, size: int, tasks_per_worker: int | None = None, reserve: Reserve | None = None
+    ) -> None:
         self.size = size
         self.closing = False
         #: No worker can start; what comes is abandoned.
         self.broken = False
         self._quota = tasks_per_worker
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, WorkerState] = {}
         #: Those that may want tasks: all that have fewer than when they had enough. So what an
         #: event costs does not grow with the number of workers.
-        self._open: dict[int, _Worker] = {}
-        #: What was enough for those that are not open, at the least.
+        self._open: dict[int, WorkerState] = {}
+        #: Those that have nothing to do, and are left alone. They are not open.
+        self._reserve = reserve or Reserve()
+        self._may_spare = size > self._reserve.few
+        #: What was enough for those that are neither, at the least.
         self._enough = math.inf
         #: How many of them retire, and how many tasks all of them have.
         self._retiring = 0
@@ -89,28 +69,26 @@ class Schedule:
         #: Those that wait.
         self._queues = Queues()
         self._seconds: float | None = None
-        # How many workers in a row said that their initializer failed, how many ended
-        # before they had started, and how many the system would not even begin.
-        self._init_failures = 0
-        self._start_failures = 0
-        self._spawn_failures = 0
-        #: The system had no room for a process, and may have some a little later.
-        self._out_of_room = False
-        self._spawning = 0
-        self._starting = 0
+        self._starts = Starts(size)
         self._postponed = 0
         self._lost: list[Lose] = []
 
     # what happened
 
-    def submitted(self, *tasks: int, priority: int = 0, alone: bool = False) -> None:
-        """Tasks arrived. ``alone``: the start of each must be known, as its time is limited."""
-        self._queues.put(tasks, priority, alone=alone)
+    def submitted(
+        self, *tasks: int, priority: int = 0, alone: bool = False, short: bool = False
+    ) -> None:
+        """Tasks arrived, which are expected to be ``short``, or not.
 
-    def handed(self, worker: int, task: int, *, priority: int = 0) -> None:
+        ``alone``: the start of each must be known, as its time is limited.
+        """
+        self._queues.put(tasks, priority, alone=alone, short=short or not self._may_spare)
+
+    def handed(self, worker: int, task: int, *, priority: int = 0, short: bool = False) -> None:
         """A task arrived, and was sent to a worker that had none (see `idle_workers`)."""
-        self._queues.know(task, priority)
+        self._queues.know(task, priority, short=short or not self._may_spare)
         state = self._workers[worker]
+        self._reserve.spared.pop(worker, None)
         state.tasks.append(task)
         self._sent += 1
         state.empty_handed = False
@@ -125,30 +103,25 @@ class Schedule:
 
     def spawned(self, worker: int) -> None:
         """A worker exists. It may be sent tasks at once: they wait in its inbox."""
-        self._spawning -= 1
-        self._spawn_failures = 0
-        self._starting += 1
-        self._workers[worker] = self._open[worker] = _Worker(self._quota)
+        self._starts.spawned()
+        self._workers[worker] = self._open[worker] = WorkerState(self._quota)
 
     def spawn_failed(self) -> None:
         """The system would not start a process. Go on with those there are, if any."""
-        self._spawning -= 1
-        self._spawn_failures += 1
-        self._out_of_room = True
+        self._starts.spawn_failed()
 
     def try_again(self) -> None:
         """Some time has passed since the system would not start a process."""
-        self._out_of_room = False
+        self._starts.out_of_room = False
 
     def started(self, worker: int) -> None:
         """A worker has run its initializer."""
-        self._init_failures = self._start_failures = 0
-        self._starting -= 1
+        self._starts.started()
         self._workers[worker].started = True
 
     def init_failed(self) -> None:
         """A worker's initializer raised; its death is told besides."""
-        self._init_failures += 1
+        self._starts.init_failed()
 
     def finished(self, worker: int, tasks: Sequence[int], seconds: float) -> int:
         """A worker reported tasks, each of which took so long.
@@ -166,6 +139,7 @@ class Schedule:
         self._sent -= count
         self._open[worker] = state
         state.empty_handed = False
+        self._reserve.reported(state, more=bool(self._sent or self._queues))
         # A moving average that follows a change within some ten tasks.
         known = self._seconds
         share = 1 - (7 / 8) ** count
@@ -191,12 +165,10 @@ class Schedule:
         """
         state = self._workers.pop(worker)
         self._open.pop(worker, None)
+        self._reserve.spared.pop(worker, None)
         self._retiring -= state.retiring
         self._sent -= len(state.tasks)
-        self._spawn_failures, self._out_of_room = 0, False  # what it occupied is free
-        self._starting -= not state.started
-        if not state.started and not state.retiring:
-            self._start_failures += 1
+        self._starts.ended(started=state.started, retiring=state.retiring)
         if state.tasks:
             running = state.tasks.popleft()
             self._queues.forget([running])
@@ -231,6 +203,10 @@ class Schedule:
             state.quota += 1
         self._queues.forget([task])
 
+    def moment_passed(self) -> None:
+        """A moment has passed since the schedule `spares` workers, or since this was last told."""
+        self._reserve.moment_passed(self._workers.values())
+
     def close(self) -> None:
         """No more tasks will come."""
         self.closing = True
@@ -240,8 +216,9 @@ class Schedule:
         self.close()
         self._workers.clear()
         self._open.clear()
+        self._reserve.spared.clear()
         self._lost.clear()
-        self._retiring = self._sent = self._starting = self._postponed = 0
+        self._retiring = self._sent = self._starts.starting = self._postponed = 0
         self._queues.drain()
 
     # what to do
@@ -267,7 +244,17 @@ class Schedule:
     @property
     def backlog(self) -> bool:
         """Whether so many tasks wait that nobody would be sent more if there were others."""
-        return 0 < len(self._queues) >= self._packet() * len(self._workers)
+        return 0 < len(self._queues) >= self._packet() * self._in_use()
+
+    @property
+    def unreported(self) -> int:
+        """How many tasks workers have, as far as they have reported. Any thread may ask."""
+        return self._sent
+
+    @property
+    def spares(self) -> bool:
+        """Whether it leaves workers alone, and is to be told when a `moment_passed`."""
+        return bool(self._reserve.spared) and bool(self._sent or self._queues)
 
     @property
     def idle(self) -> bool:
@@ -282,7 +269,7 @@ class Schedule:
     @property
     def short(self) -> bool:
         """Whether tasks wait, and it is time that may help: `try_again` in a moment."""
-        return self._out_of_room and (
+        return self._starts.out_of_room and (
             bool(self._queues) or any(len(state.tasks) > 1 for state in self._workers.values())
         )
 
@@ -290,13 +277,16 @@ class Schedule:
         """Yield what to do now. Each action is to be performed before the next is asked for."""
         yield from self._lost
         self._lost.clear()
-        while not self._out_of_room and len(self._workers) + self._spawning < self._wanted():
-            self._spawning += 1
+        starts = self._starts
+        while not starts.out_of_room and len(self._workers) + starts.spawning < self._wanted():
+            starts.spawning += 1
             yield Spawn()
-        if not self._workers and (attempts := self._gives_up()):
+        if not self._workers and (attempts := starts.given_up()):
+            self.broken |= starts.cannot()
             for task in self._queues.drain():
                 yield Abandon(task, attempts)
             return
+        self._muster()
         yield from self._hand_out()
         yield from self._rebalance()
         if self._quota is None and not self.closing:
@@ -306,27 +296,9 @@ class Schedule:
             if exhausted or (self.closing and self.idle):
                 yield from self.retire(number)
 
-    def _gives_up(self) -> int:
-        """Return after how many attempts no worker can be had, never or not now; or 0."""
-        if self._cannot_start():
-            self.broken = True
-            return max(self._init_failures, self._start_failures)
-        attempts = self._spawn_failures
-        if attempts < MOST_START_FAILURES:
-            return 0
-        self._spawn_failures, self._out_of_room = 0, False  # the next task is tried anew
-        return attempts
-
-    def _cannot_start(self) -> bool:
-        """Whether it must be assumed that no worker can."""
-        return (
-            self._init_failures >= MOST_START_FAILURES
-            or self._start_failures >= MOST_START_FAILURES + self.size
-        )
-
     def _wanted(self) -> int:
         """How many workers there should be; those that retire are being replaced."""
-        if self.broken or self._cannot_start():
+        if self.broken or self._starts.cannot():
             return 0
         if self.closing and not self._queues and not self._postponed:
             return 0
@@ -338,12 +310,14 @@ class Schedule:
             return
         depth = self._depth()
         if depth >= 2 * self._enough:  # now it is not
-            self._open, self._enough = self._workers.copy(), depth
+            spared = self._reserve.spared
+            self._open = {n: state for n, state in self._workers.items() if n not in spared}
+            self._enough = depth
         workers = list(self._open.items())
-        if self._starting:  # these come last: they may take long
+        if self._starts.starting:  # these come last: they may take long
             workers.sort(key=lambda item: not item[1].started)
         packet = depth // 2
-        scarce = not packet or packet * len(self._workers) > len(self._queues)
+        scarce = not packet or packet * self._in_use() > len(self._queues)
         # Below how many tasks a worker gets some, and how many at most.
         rounds: list[tuple[int, int]] = []
         if scarce:
@@ -370,13 +344,32 @@ class Schedule:
                 self._open.pop(number, None)
                 self._enough = min(self._enough, depth)
 
+    def _muster(self) -> None:
+        """Have as many workers open as are of use, if all that is known says so; else all."""
+        reserve, seconds, workers = self._reserve, self._seconds, len(self._workers)
+        if not (self._queues or reserve.spared):
+            return
+        useful = workers
+        # Who starts or retires may take long until it does what it has, and be no use besides.
+        unsure = self._queues.unknown or self._starts.starting or self._retiring
+        if not (seconds is None or unsure or self._quota is not None or reserve.lifted):
+            useful = reserve.useful(seconds)
+        if useful < workers:
+            reserve.spare(self._open, workers, useful)
+        elif reserve.spared:
+            reserve.release(self._open)
+
+    def _in_use(self) -> int:
+        """Return how many workers are not spared."""
+        return len(self._workers) - len(self._reserve.spared)
+
     def _depth(self) -> int:
         """How many unreported tasks a worker may have."""
         packet = self._packet()
         if not packet:
             return 1
         # A share at most, lest the first worker takes all and the others idle.
-        share = -(-len(self._queues) // max(1, len(self._workers)))
+        share = -(-len(self._queues) // max(1, self._in_use()))
         return 2 * max(1, min(packet, share))
 
     def _packet(self) -> int:
@@ -386,7 +379,7 @@ class Schedule:
             return 0
         return min(MOST_IN_PACKET, int(PACKET_SECONDS / max(seconds, 1e-9))) or 1
 
-    def _next_packet(self, state: _Worker, room: int) -> list[int]:
+    def _next_packet(self, state: WorkerState, room: int) -> list[int]:
         """Take tasks for a worker from those that wait."""
         if state.quota is None:
             return self._queues.take(room, state.tasks, started=state.started)
@@ -395,7 +388,7 @@ class Schedule:
         return packet
 
     def _rebalance(self) -> Iterator[Action]:
-        """While a worker has nothing and nobody waits, take back from the one that has most.
+        """When a worker has nothing and nobody waits, take back from the one that has most.
 
         One that is still starting has taken nothing, and gives all that it has.
         """
@@ -403,7 +396,9 @@ class Schedule:
             idle = [it for it in self._open.values() if it.started and not it.tasks]
             if not any(state.can_take() for state in idle):
                 return
-            richest = max(self._workers, key=lambda number: self._workers[number].can_give())
+            spared = self._reserve.spared
+            used = self._workers.keys() - spared.keys() if spared else self._workers
+            richest = max(used, key=lambda number: self._workers[number].can_give())
             if not self._workers[richest].can_give():
                 return
             yield TakeBack(richest)

@@ -16,12 +16,12 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from mpkit import _fork, _outcome
+from mpkit import _fork
 from mpkit._engine.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
 from mpkit._engine.audience import Audience
 from mpkit._engine.crew import Worker
 from mpkit._engine.dispatch import Dispatch
-from mpkit._engine.intake import STOPPED, Intake, moved_by
+from mpkit._engine.intake import STOPPED, Intake
 from mpkit._engine.ledger import Ledger
 from mpkit._engine.mailbox import Mailbox
 from mpkit._engine.roster import Roster
@@ -29,7 +29,6 @@ from mpkit._engine.schedule import Schedule
 from mpkit._engine.verdict import Verdict
 from mpkit._engine.warden import Warden
 from mpkit._reader import Forked
-from mpkit._task.asked import Asked
 from mpkit._wait import Deadline
 from mpkit._worker import wire
 
@@ -37,11 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from mpkit._engine.actions import Action
-    from mpkit._engine.ledger import Entry
     from mpkit._engine.settings import Settings
     from mpkit._reader import Reader
     from mpkit._task.task import Task
-    from mpkit._watch.recorder import Recorder, Span
+    from mpkit._watch.recorder import Recorder
 
 
 class Supervisor:
@@ -303,21 +301,7 @@ class Supervisor:
         limit = self._memory_limit
         if limit is not None and any(done[3] > limit for done in dones):
             self._retire(number)
-        ours: list[tuple[Entry, bytes, bytes]] = []
-        spans: list[Span] = []
-        entries = self._ledger.entries
-        for task_number, began, ended, _, kind, data in dones:
-            entry, failed = entries[task_number], kind == _outcome.FAILED
-            task = entry.task
-            if isinstance(task, Asked) and not (failed or task.claim()):
-                self._ledger.settle(entry, None, None)  # its caller has read it
-            else:
-                ours.append((entry, kind, data))
-                spans.append((task, began, ended, failed))
-        pictured = self._recorder.pictured
-        moved = [moved_by(entry, data) for entry, _, data in ours] if pictured else None
-        self._recorder.tasks_ended(worker.pid, spans, moved)  # at which who has the result may look
-        self._verdict.done(ours, fds)
+        self._verdict.reported(worker.pid, dones, fds)
 
     def _ended(self, number: int) -> None:
         """A worker's process has ended: take in its last words, and what it left unread."""

@@ -9,22 +9,24 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mpkit import _outcome, _parcel
+from mpkit._engine.paces import Paces
+from mpkit._engine.reserve import FEW
 from mpkit._errors import WorkerDied, WorkerInitError
 from mpkit._platform import mains, memory
-from mpkit._task.asked import misread
+from mpkit._task.asked import Asked, misread
 from mpkit._task.options import pause_before
 from mpkit._task.task import report
 from mpkit._worker import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from mpkit._engine.crew import Worker
     from mpkit._engine.ledger import Entry, Ledger
     from mpkit._engine.schedule import Schedule
-    from mpkit._watch.recorder import Recorder
+    from mpkit._watch.recorder import Recorder, Span
 
-_options = operator.attrgetter("task.options")
+_options_and_pace = operator.attrgetter("task.options", "short")
 
 #: Seconds until the system is asked again for a process that it had no room for, while
 #: tasks wait. (It says so at once; arbitrary.)
@@ -47,6 +49,8 @@ class Verdict:
         self._schedule = schedule
         self._recorder = recorder
         self._forks = forks
+        #: How long tasks have been taking, if there are so many workers that it matters.
+        self.paces = Paces() if schedule.size > FEW else None
         self._init_error: BaseException | None = None
         # How the last worker ended that ended before it could start.
         self._last_words: str | None = None
@@ -57,10 +61,11 @@ class Verdict:
 
     def queue(self, entries: Iterable[Entry]) -> None:
         """Have tasks run, for the first time or again."""
-        for options, group in itertools.groupby(entries, _options):
+        for (options, short), group in itertools.groupby(entries, _options_and_pace):
             numbers = [entry.task.number for entry in group]
             alone = options.timeout is not None
-            self._schedule.submitted(*numbers, priority=options.priority, alone=alone)
+            priority = options.priority
+            self._schedule.submitted(*numbers, priority=priority, alone=alone, short=short)
 
     def next_try(self) -> float | None:
         """Return the time (of `time.monotonic`) to ask the system for a process again, or None."""
@@ -74,6 +79,26 @@ class Verdict:
         when = self.next_try()
         if when is not None and when <= time.monotonic():
             self._schedule.try_again()
+
+    def reported(self, pid: int, dones: Sequence[wire.Done], fds: list[int]) -> None:
+        """A worker reported the ends of tasks, which it was sent."""
+        ours: list[tuple[Entry, bytes, bytes]] = []
+        spans: list[Span] = []
+        entries = self._ledger.entries
+        for number, began, ended, _, kind, data in dones:
+            entry, failed = entries[number], kind == _outcome.FAILED
+            task = entry.task
+            if isinstance(task, Asked) and not (failed or task.claim()):
+                self._ledger.settle(entry, None, None)  # its caller has read it
+            else:
+                ours.append((entry, kind, data))
+                spans.append((task, began, ended, failed))
+        if self.paces is not None:
+            self.paces.note(spans)
+        pictured = self._recorder.pictured
+        moved = [entry.moved(data) for entry, _, data in ours] if pictured else None
+        self._recorder.tasks_ended(pid, spans, moved)  # at which who has the result may look
+        self.done(ours, fds)
 
     def done(self, ended: Iterable[tuple[Entry, bytes, bytes]], fds: list[int]) -> None:
         """A worker reported results and exceptions: kinds, and what comes behind a header."""

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 #: Seconds between two looks at the memory of the workers, of which no descriptor tells.
 BETWEEN_LOOKS = 0.05
 
+#: Seconds after which workers are to have reported something, while others are spared that could
+#: do what lies behind. (A short packet takes 1 ms, and to wake who has slept for long half of one.)
+MOMENT = 0.002
+
 #: Seconds for a worker to stop. It takes some microseconds.
 TO_STOP = 0.2
 
@@ -64,6 +68,8 @@ class Warden:
         # them stood still at the last look.
         self._next_visit: float | None = None
         self._standing: set[int] = set()
+        #: When to see whether those that work get on, while others are spared.
+        self._moment: float | None = None
         #: Tasks that are to be killed, as soon as their worker runs them.
         self._hunted: set[int] = set()
 
@@ -76,6 +82,12 @@ class Warden:
             when = _earlier(when, self._next_look)
         if self._next_visit is not None:
             when = _earlier(when, self._next_visit)
+        if not self._schedule.spares:
+            self._moment = None
+        else:
+            if self._moment is None:
+                self._moment = time.monotonic() + MOMENT
+            when = _earlier(when, self._moment)
         return when
 
     def make_rounds(self, retire: Callable[[int], None]) -> None:
@@ -92,6 +104,9 @@ class Warden:
             self._weigh_all(self._memory_hard_limit)
         if self._next_visit is not None and self._next_visit <= now:
             self._visit_leaving()
+        if self._moment is not None and self._moment <= now:
+            self._moment = None
+            self._schedule.moment_passed()
 
     def told_to_leave(self) -> None:
         """A worker was told to leave: see now and then, until it has, that nothing keeps it."""

@@ -19,7 +19,7 @@ from mpkit import _fork, _outcome
 from mpkit._describe import describe
 from mpkit._engine.backend import NoControl, tries_again
 from mpkit._engine.feeds import Feed, Feeds
-from mpkit._engine.schedule import MOST_START_FAILURES
+from mpkit._engine.starts import MOST_START_FAILURES
 from mpkit._errors import PoolClosed, TaskTimeout, WorkerInitError
 from mpkit._platform import debuggers, stdlib
 from mpkit._task.options import pause_before
