@@ -285,8 +285,8 @@ def stop_at(number: int) -> int:
 def test_a_stop_iteration_of_the_function_is_no_end_of_the_items(star: bool) -> None:
     items: Any = [(number,) for number in range(1000)] if star else range(1000)
     with pytest.raises(StopIteration, match="own"):
-        run_slice(stop_at, items, star, Bounds(0, 1000, 1e9))
-    values, _ = run_slice(stop_at, items, star, Bounds(701, 1000, 1e9))
+        run_slice(stop_at, items, star, (0, 1000, 1e9, MANY))
+    values, _ = run_slice(stop_at, items, star, (701, 1000, 1e9, MANY))
     assert values == list(range(701, 1000))
 
 
