@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import mpkit
+from mpkit._platform import descriptors
 
 #: Optional or heavy: whoever needs one of them pays for it, and nobody else.
 NOT_IMPORTED = [
@@ -132,6 +133,7 @@ NAMED_TUPLES = """[
 def test_a_worker_that_is_spawned_imports_only_what_it_needs() -> None:
     program = f"""
 import mpkit
+from mpkit._platform import descriptors
 with mpkit.TaskPool(1, context="spawn") as pool:
     for looked_for in "set(__import__('sys').modules)", {NAMED_TUPLES!r}:
         print(*pool.map(eval, [looked_for])[0])
@@ -143,6 +145,12 @@ with mpkit.TaskPool(1, context="spawn") as pool:
     assert "mpkit._worker.worker" in modules.split()
     assert not NOT_IN_WORKERS & set(modules.split())
     assert not tuples
+
+
+@pytest.mark.skipif(not descriptors.HAS_PACKETS, reason="here it needs links over streams")
+def test_a_pool_imports_nothing_that_only_some_need() -> None:
+    rare = {"mpkit._engine.audience", "mpkit._streamlink", "mpkit._worker.aside"}
+    assert not rare & modules_after("import mpkit\nwith mpkit.TaskPool(1) as pool: pool.apply(int)")
 
 
 def test_importing_mpkit_starts_and_registers_nothing() -> None:

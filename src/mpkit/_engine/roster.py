@@ -20,11 +20,22 @@ if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
     from mpkit._engine.audience import Audience
+    from mpkit._engine.settings import Settings
     from mpkit._reader import Forked
     from mpkit._worker.setup import Setup
 
 #: Seconds that are waited at most before one looks again. (epoll counts to 24 days.)
 LONGEST_WAIT = 86_400.0
+
+
+def audience_of(settings: Settings) -> Audience | None:
+    """Return what hears what workers say beside their reports, if anybody wants to know."""
+    if settings.log is None and not settings.capture:
+        return None
+    from mpkit._engine.audience import Audience  # noqa: PLC0415  most pools have none
+
+    forks = settings.context.get_start_method() == "fork"
+    return Audience(settings.log, capture=settings.capture, forks=forks)
 
 
 class Roster:

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from mpkit import _fork
 from mpkit._engine.actions import Abandon, Lose, Retire, Send, Spawn, TakeBack
-from mpkit._engine.audience import Audience
 from mpkit._engine.crew import Worker
 from mpkit._engine.dispatch import Dispatch
 from mpkit._engine.intake import STOPPED, Intake
 from mpkit._engine.ledger import Ledger
 from mpkit._engine.mailbox import Mailbox
-from mpkit._engine.roster import Roster
+from mpkit._engine.roster import Roster, audience_of
 from mpkit._engine.schedule import Schedule
 from mpkit._engine.verdict import Verdict
 from mpkit._engine.warden import Warden
@@ -52,9 +51,7 @@ class Supervisor:
         self._memory_limit = min(limits, default=None)
         self._schedule = Schedule(settings.workers, settings.tasks_per_worker)
         forks = settings.context.get_start_method() == "fork"
-        self._audience: Audience | None = None
-        if settings.log is not None or settings.capture:
-            self._audience = Audience(settings.log, capture=settings.capture, forks=forks)
+        self._audience = audience_of(settings)
         self._roster = Roster(settings.workers, settings.context, settings.setup, self._audience)
         self._crew = self._roster.workers
         if self._audience is not None:
