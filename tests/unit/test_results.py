@@ -216,3 +216,24 @@ def test_what_is_raised_has_no_context_of_ours(take: Callable[[Results[int]], in
         with pytest.raises(kind) as caught:
             take(bench.results)
         assert caught.value.__context__ is None
+
+
+class Noisy(tuple[Any, int]):
+    """A chunk at whose sight another thread adds one, as it may at any time."""
+
+    window: Any
+
+    def __iter__(self) -> Any:
+        self.window._line.append((Task("another", Options()), 1))
+        return super().__iter__()
+
+
+def test_an_iteration_may_be_closed_while_its_input_is_pulled() -> None:
+    bench = Bench(1)
+    bench.pulled(1)
+    window = bench.results._window
+    chunk = Noisy((Task("chunk", Options()), 1))
+    chunk.window = window
+    window._line += [chunk, (Task("chunk", Options()), 1)]
+    bench.results.close()
+    assert [task.cancelled() for task, _ in list(window._line)[1:3]] == [True, True]

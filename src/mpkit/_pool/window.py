@@ -243,9 +243,10 @@ class Window:
         """Want nothing more."""
         with self._lock:
             self._stopped = True
-            left = [*(task for task, _ in self._line), *self._running]
+            # Each copied in one step: the feeder may be adding some.
+            line, running = list(self._line), list(self._running)
         self.end(None)
-        for task in left:
+        for task in (*(task for task, _ in line), *running):
             task.cancel()
         self._meter.close()
 
