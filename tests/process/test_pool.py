@@ -249,6 +249,32 @@ def test_imap_delivers_what_is_ready_though_the_input_is_slow() -> None:
         assert list(results) == [4]
 
 
+class Slow:
+    """An item that is not pickled before somebody lets it."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        assert self.go.wait(PATIENCE)
+        return int, (3,)
+
+
+@pytest.mark.parametrize("method", ["imap", "imap_unordered"])
+def test_what_is_in_a_list_before_an_item_that_travels_late_or_never_is_there(method: str) -> None:
+    slow = Slow()
+    items: list[Any] = [*range(2), slow, 4, threading.Lock(), 6]
+    with mpkit.TaskPool(1) as pool:
+        results = getattr(pool, method)(poolwork.square, items)
+        assert [results.next(PATIENCE) for _ in range(2)] == [0, 1]
+        slow.go.set()
+        assert [next(results) for _ in range(2)] == [9, 16]
+        with pytest.raises(mpkit.NotPicklable, match="an item for"):
+            next(results)
+        with pytest.raises(StopIteration):
+            next(results)
+
+
 def test_imap_raises_what_its_input_raises_when_its_turn_comes() -> None:
     def broken() -> Any:
         yield 1

@@ -56,3 +56,20 @@ def test_a_callback_may_have_all_settled_that_are_being_settled(running: bool) -
     for task in tasks:
         with pytest.raises(WorkerDied if running else CancelledError):
             task.result(0)
+
+
+def test_who_is_to_be_told_of_results_is_told_in_their_order() -> None:
+    """Whatever has each of them waited for, and though those of whom nobody is told come first."""
+    ledger, told = Ledger(Recorder()), list[int]()
+    tasks: list[Task[int]] = [Task("task", Options()) for _ in range(5)]
+    for place, task in enumerate(tasks):
+        ledger.add([Entry(task, b"", None)])
+        if place == 2:
+            assert task._condition  # as for who waits
+        if place != 3:
+            task.add_done_callback(lambda task: told.append(task.result()))
+    begun, _ = ledger.begin(list(ledger.entries.values()))
+    ledger.returned([(entry, place) for place, entry in enumerate(begun)])
+    assert told == [0, 1, 2, 4]
+    assert tasks[3].result(0) == 3
+    assert not ledger.entries

@@ -177,6 +177,22 @@ def test_a_chunk_with_a_channel_and_its_function_fit_in_a_packet(spare: int) -> 
             assert len(wire.encode_run([(1, data)], common=common)) <= PACKET
 
 
+def test_small_chunks_are_packed_together_as_each_by_itself() -> None:
+    square = packing.Each(poolwork.square, None)
+    chunks: list[list[Any]] = [[1], [2.5, "three"], [None, True], []]
+    assert square.pack_small(chunks) == [square.pack(chunk)[0] for chunk in chunks]
+
+
+@pytest.mark.parametrize("item", [[4], (4,), poolwork.square, "x" * MOST_INLINE], ids=type)
+def test_what_is_large_or_is_pickled_by_code_of_the_users_is_packed_by_itself(item: Any) -> None:
+    assert packing.Each(poolwork.square, None).pack_small([[1], [item]]) is None
+
+
+def test_chunks_of_a_large_function_are_packed_one_by_one() -> None:
+    large = functools.partial(max, bytes(packing._MOST_COMMON))
+    assert packing.Each(large, None).pack_small([[1], [2]]) is None
+
+
 def test_what_cannot_travel_to_an_imap_is_named() -> None:
     with pytest.raises(NotPicklable, match="the function"), without_cloudpickle():
         packing.Each(lambda: 3, None)

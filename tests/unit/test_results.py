@@ -26,14 +26,19 @@ Chunk = Task[list[tuple[bool, Any]]]
 class Bench:
     """An imap whose items have the results that the test gives them, when it does."""
 
-    def __init__(self, count: int, kind: type[Chunk] = Task) -> None:
+    def __init__(self, count: int, kind: type[Chunk] = Task, *, together: bool = False) -> None:
         self.tasks: list[Chunk] = []
+        #: Of how many chunks `submit_all` was told at a time.
+        self.lots: list[int] = []
+        #: Whether it leaves them to `submit`.
+        self.one_by_one = False
         self._kind = kind
         #: What the supervisor would call at the end of its round.
         self.later: list[Callable[[], None]] = []
         meter = progress_.meter(None, None)
         self.results: Results[int] = Results(
             self.submit,
+            self.submit_all if together else None,
             Feeds(),
             range(count),
             1,
@@ -48,6 +53,10 @@ class Bench:
         task.set_running_or_notify_cancel()
         self.tasks.append(task)
         return task
+
+    def submit_all(self, chunks: list[list[Any]]) -> list[Chunk]:
+        self.lots.append(len(chunks))
+        return [] if self.one_by_one else [self.submit(chunk) for chunk in chunks]
 
     def pulled(self, count: int) -> None:
         """Wait until so many items, which are all, have been pulled."""
@@ -216,6 +225,29 @@ def test_what_is_raised_has_no_context_of_ours(take: Callable[[Results[int]], in
         with pytest.raises(kind) as caught:
             take(bench.results)
         assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_chunks_that_are_submitted_together_are_as_many_as_there_is_room_for(
+    one_by_one: bool,
+) -> None:
+    bench = Bench(100, together=True)
+    bench.one_by_one = one_by_one
+    window = bench.results._window
+    feeder: Any = window._emptied
+    done, taken = 0, list[int]()
+    while len(taken) < 100:
+        until(lambda: feeder._waiters or window._pulled_all)
+        # What is in hands, which `next` takes out, is not in the window any more.
+        assert len(window._line) <= window._ahead.bound
+        assert len(bench.tasks) == sum(bench.lots)
+        bench.finish(*range(done, len(bench.tasks)))
+        done = len(bench.tasks)
+        bench.round_ends()
+        while len(taken) < done:
+            taken.append(next(bench.results))
+    assert taken == list(range(100))
+    assert max(bench.lots) > 1
 
 
 class Noisy(tuple[Any, int]):

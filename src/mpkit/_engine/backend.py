@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mpkit._task.task import Control
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mpkit._call import Call
     from mpkit._engine.feeds import Feeds
@@ -63,6 +63,10 @@ class Backend(Control, Protocol):
     @property
     def submit_chunk(self) -> Callable[[Task[Any], Each, list[Any]], None] | None:
         """As `submit`, for one of many chunks of a function; None if that is no matter."""
+
+    @property
+    def submit_small(self) -> Callable[[Sequence[Task[Any]], Sequence[bytes], bytes], None] | None:
+        """As `submit_chunk`, for what `Each.pack_small` has packed: all or none of it."""
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks that have not begun."""

@@ -12,7 +12,7 @@ from mpkit._watch.recorder import Recorder
 from mpkit._worker import packing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mpkit._call import Call
     from mpkit._engine.settings import Settings
@@ -61,6 +61,13 @@ class Engine:
         if parcel is not None:
             _take_along(parcel, task)
         self._supervisor.submit(task, head, parcel, common)
+
+    def submit_small(
+        self, tasks: Sequence[Task[Any]], chunks: Sequence[bytes], common: bytes
+    ) -> None:
+        """As `submit_chunk`, for what `Each.pack_small` has packed: all or none of it."""
+        self.check_open(True)
+        self._supervisor.submit_small(tasks, chunks, common)
 
     def submit_part(self, task: Task[Any], part: Part, volley: Volley | None) -> None:
         """As `submit`, for a part of a chunk that was packed."""

@@ -80,16 +80,37 @@ class Intake:
             return
         if light and self._paces is not None:
             entry.short = self._paces.are_short(task.what)
-        if light and self.shortcut.idle and (not entry.short or self._wakes_more(task)):
-            asked = task if isinstance(task, Asked) and self._answers else None
-            handed = self.shortcut.send(entry, asked=asked is not None)
-            if handed is not None:
-                if handed.receipt and asked is not None:
-                    asked.answer = functools.partial(self._answer, asked, handed)
-                if not handed.receipt or len(self.shortcut) >= ENOUGH_UNHEARD:
-                    self._mailbox.wake()
-                return
-        self._mailbox.submit(entry)
+        if not (light and self.shortcut.idle and self._sent(entry)):
+            self._mailbox.submit(entry)
+
+    def submit_small(
+        self, tasks: Sequence[Task[Any]], heads: Sequence[bytes], common: bytes
+    ) -> None:
+        """As `submit`, for calls of one function without parcels whose tasks have the same options."""
+        entries = [Entry(task, head, None, common) for task, head in zip(tasks, heads, strict=True)]
+        sent, light = 0, tasks[0].options.timeout is None
+        if light and self._paces is not None and self._paces.are_short(tasks[0].what):
+            for entry in entries:
+                entry.short = True
+        while light and sent < len(entries) and self.shortcut.idle and self._sent(entries[sent]):
+            sent += 1
+        if sent < len(entries):
+            self._mailbox.submit(*entries[sent:])
+
+    def _sent(self, entry: Entry) -> bool:
+        """Send a task to an idle worker, if there is one that should have it."""
+        task = entry.task
+        if entry.short and not self._wakes_more(task):
+            return False
+        asked = task if isinstance(task, Asked) and self._answers else None
+        handed = self.shortcut.send(entry, asked=asked is not None)
+        if handed is None:
+            return False
+        if handed.receipt and asked is not None:
+            asked.answer = functools.partial(self._answer, asked, handed)
+        if not handed.receipt or len(self.shortcut) >= ENOUGH_UNHEARD:
+            self._mailbox.wake()
+        return True
 
     def _wakes_more(self, task: Task[Any]) -> bool:
         """Tell whether to send a short task to one more worker, and not behind others."""

@@ -39,9 +39,9 @@ class Mailbox:
         """Return how many submissions were not taken out."""
         return len(self._submissions)
 
-    def submit(self, entry: Entry) -> None:
-        """Put in a task that is to be run."""
-        self._submissions.append(entry)
+    def submit(self, *entries: Entry) -> None:
+        """Put in tasks that are to be run."""
+        self._submissions += entries
         if not (self.patient or self._woken):  # as `wake` asks, too
             self.wake()
 

@@ -92,7 +92,7 @@ class Supervisor:
             settles=self._audience is None,
         )
         #: For callers, in any thread: see there.
-        self.submit = self._intake.submit
+        self.submit, self.submit_small = self._intake.submit, self._intake.submit_small
         self._roster.watch(self._mailbox.reader, self._mailbox.woke)
         # The first workers start here: a fork is safest while there are few threads.
         self._common = reader if isinstance(reader, Forked) else None
@@ -279,7 +279,7 @@ class Supervisor:
     def _done(self, number: int, worker: Worker, dones: list[wire.Done], fds: list[int]) -> bool:
         """Take in that a worker has done tasks; False if it cannot have."""
         tasks = [done[0] for done in dones]
-        seconds = sum([ended - began for _, began, ended, *_ in dones]) / len(dones)
+        seconds = sum([done[2] - done[1] for done in dones]) / len(dones)
         finished = self._schedule.finished
         count = finished(number, tasks, seconds)
         if count < len(dones):

@@ -134,7 +134,7 @@ class Caller(Stays):
 
         here = self._backend if isinstance(self._backend, Inline) else None
         run_each = run_each_here if here else chunks.run_each
-        submit_chunk = self._backend.submit_chunk
+        submit_chunk, submit_small = self._backend.submit_chunk, self._backend.submit_small
         # Of a pool without workers it only raises what cannot travel, as everywhere.
         each = packing.Each(fn, self._backend.reader) if submit_chunk or here else None
 
@@ -145,13 +145,20 @@ class Caller(Stays):
             submit_chunk(task, each, chunk)
             return task
 
+        def submit_all(pulled: list[list[Any]]) -> list[Task[Any]]:
+            if submit_small is None or each is None or (packed := each.pack_small(pulled)) is None:
+                return []
+            tasks = [self._task(name) for _ in pulled]
+            submit_small(tasks, packed, each.common)
+            return tasks
+
         meter = progress_.meter(progress, total)
         if here is not None:
             return LazyResults(submit, here, iterable, chunksize, meter, awaited)
         ahead = Lookahead(AHEAD * self._backend.workers, self._backend.round_trip)
         feeds, later = self._backend.feeds, self._backend.later
         results: Results[R] = Results(
-            submit, feeds, iterable, chunksize, later, ahead, meter, ordered=ordered
+            submit, submit_all, feeds, iterable, chunksize, later, ahead, meter, ordered=ordered
         )
         if awaited is not None:
             results._check_reader = awaited.check_reader

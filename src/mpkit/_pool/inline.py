@@ -70,7 +70,7 @@ class Inline(NoControl):
     """Runs each call where it is submitted. Any thread may call all of it."""
 
     workers = 1
-    submit_chunk = None
+    submit_chunk = submit_small = None
     #: All of this process's modules are here.
     reader: Reader | None = None
 

@@ -53,7 +53,7 @@ class OnExecutor(NoControl):
     """Runs calls on an executor, which is not shut down with the pool. Any thread may call it."""
 
     submit_part = None
-    submit_chunk = None
+    submit_chunk = submit_small = None
     #: What can travel is the executor's affair.
     reader: Reader | None = None
 

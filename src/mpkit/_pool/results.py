@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from mpkit._pickling import Stays
 from mpkit._pool.window import Window, feed
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from mpkit._task.task import Task
 
 R = TypeVar("R")
+
+#: What has all its items: to pull one does not block, raises nothing and runs no code of the user's.
+_THERE: Final = (list, tuple, range)
 
 
 class Results(Stays, Generic[R]):
@@ -49,7 +52,8 @@ class Results(Stays, Generic[R]):
 
     def __init__(
         self,
-        submit: Callable[[list[Any]], Task[list[tuple[bool, Any]]]],
+        submit: Callable[[list[Any]], Task[Any]],
+        submit_all: Callable[[list[list[Any]]], list[Task[Any]]] | None,
         feeds: Feeds,
         items: Iterable[Any],
         chunksize: int,
@@ -64,10 +68,9 @@ class Results(Stays, Generic[R]):
         self._values: deque[tuple[bool, Any]] = deque()
         self._submit = submit  # keeps the pool alive as long as its results are wanted
         chunked = chunks.split(items, chunksize)
+        args = self._window, submit, submit_all if type(items) in _THERE else None, chunked
         try:
-            threading.Thread(
-                target=feed, args=(self._window, submit, chunked), name="mpkit imap", daemon=True
-            ).start()
+            threading.Thread(target=feed, args=args, name="mpkit imap", daemon=True).start()
         except BaseException:  # there is no room for a thread, or it was Ctrl-C
             self._window.stop()
             raise

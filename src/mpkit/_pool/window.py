@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mpkit._errors import PoolClosed, ResultTimeout
 from mpkit._pool.lookahead import Lookahead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from mpkit._engine.feeds import Feeds
     from mpkit._pool.progress import Meter
@@ -86,16 +87,18 @@ class Window:
 
     # the feeder's side
 
-    def wait_for_room(self) -> bool:
-        """Block until another chunk may be pulled; False if none is wanted any more."""
-        if len(self._line) + len(self._running) >= self._ahead.bound:  # `_unconsumed`
+    def wait_for_room(self) -> int:
+        """Block until others may be pulled; return how many chunks, or 0 if none are wanted any more."""
+        room = self._ahead.bound - len(self._line) - len(self._running)  # `_unconsumed`
+        if room <= 0:
             with self._lock:
                 # Half of it at a time: to take turns costs more than to pull an item.
                 self._emptied.wait_for(lambda: self._pulled_all or self._has_much_room())
                 now = time.monotonic()
                 self._ahead.half_consumed(now - self._consumed_at)
                 self._consumed_at = now
-        return not self._pulled_all
+                room = max(1, self._ahead.bound - self._unconsumed())
+        return 0 if self._pulled_all else room
 
     def lift(self) -> None:
         """Let all of the input be pulled, since the pool may end before it is consumed."""
@@ -112,19 +115,21 @@ class Window:
         """Whether nothing more is to be pulled."""
         return self._pulled_all
 
-    def add(self, task: Task[list[tuple[bool, Any]]], size: int) -> None:
-        """A chunk of so many items was submitted."""
+    def add(self, chunks: Sequence[Chunk]) -> None:
+        """Chunks were submitted."""
         if self._ordered:
-            self._line.append((task, size))
-            if (
-                len(self._line) <= 1 and self._first() is task
-            ):  # the consumer may wait, and could not listen to it
-                task.add_done_callback(self._ended)
+            self._line += chunks
+            first = chunks[0][0]
+            # The consumer may wait, and could not listen to it.
+            if len(self._line) <= len(chunks) and self._first() is first:
+                first.add_done_callback(self._ended)
         else:
-            self._running[task] = size
-            task.add_done_callback(self._ended)
-        if self._stopped:  # and did not know of this one
-            task.cancel()
+            self._running.update(chunks)
+            for task, _ in chunks:
+                task.call_when_done(self._ended)
+        if self._stopped:  # and did not know of these
+            for task, _ in chunks:
+                task.cancel()
 
     def end(self, error: BaseException | None) -> None:
         """The input has ended, or raised. What was said of that first counts."""
@@ -251,20 +256,41 @@ class Window:
         self._meter.close()
 
 
+#: Chunks of an input that does not block that are pulled and submitted together. (Arbitrary: enough
+#: that what is done once for all of them is little, and few enough that the first does not wait long.)
+_TOGETHER: Final = 64
+
+
 def feed(
     window: Window,
-    submit: Callable[[list[Any]], Task[list[tuple[bool, Any]]]],
+    submit: Callable[[list[Any]], Task[Any]],
+    submit_all: Callable[[list[list[Any]]], list[Task[Any]]] | None,
     chunked: Iterable[list[Any]],
 ) -> None:
-    """Pull chunks and submit them, as far as there is room: the feeder thread."""
+    """Pull chunks and submit them, as far as there is room: the feeder thread.
+
+    ``submit_all`` is for an input that neither blocks nor raises: of any other each chunk is
+    submitted before the next is pulled. It may return no tasks, for chunks of which each is to be
+    submitted before the next is packed.
+    """
     error: BaseException | None = None
     try:
         iterator = iter(chunked)
-        while window.wait_for_room():
-            chunk = next(iterator, None)
-            if chunk is None or window.ended:
+        while room := window.wait_for_room():
+            if submit_all is None:
+                chunk = next(iterator, None)
+                if chunk is None or window.ended:
+                    break
+                window.add([(submit(chunk), len(chunk))])
+                continue
+            pulled = list(itertools.islice(iterator, min(room, _TOGETHER)))
+            if not pulled or window.ended:
                 break
-            window.add(submit(chunk), len(chunk))
+            if tasks := submit_all(pulled):
+                window.add(list(zip(tasks, map(len, pulled), strict=True)))
+                continue
+            for chunk in pulled:
+                window.add([(submit(chunk), len(chunk))])
     except BaseException as raised:  # noqa: BLE001  the input's, or NotPicklable: for the consumer
         error = raised
     window.end(error)

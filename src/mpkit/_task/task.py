@@ -122,26 +122,32 @@ class Task(Stays, LightFuture[R]):
 
     @staticmethod
     def set_results(ended: Iterable[tuple[Task[Any], Any]]) -> list[tuple[Task[Any], Any]]:
-        """Not for users: set results of those that run, and of which nobody is to be told.
+        """Not for users: set results of those that run, and for which nobody waits.
 
-        Returns the others, with which nothing has happened.
+        Returns the others, with which nothing has happened: nor with who is to be told of one
+        that has ended behind one of them.
         """
         others: list[tuple[Task[Any], Any]] = []
+        told: list[Task[Any]] = []
         with future.lock:
             for pair in ended:
                 task, result = pair
                 if (
                     task._made_condition is None
-                    and task._made_callbacks is None
                     and task._callbacks is _NO_CALLBACKS
                     and task._state == future.RUNNING
+                    and not (others and task._made_callbacks)
                 ):
                     task._pool = task._control = None
                     if result is not None:
                         task._result = result
                     task._state = future.FINISHED
+                    if task._made_callbacks:
+                        told.append(task)
                 else:
                     others.append(pair)
+        for task in told:
+            task._call_back()
         return others
 
     def set_exception(self, exception: BaseException | None) -> None:
@@ -161,6 +167,10 @@ class Task(Stays, LightFuture[R]):
         `SystemExit` too, is reported like an uncaught exception; the others are called.
         """
         super().add_done_callback(functools.partial(_call_back, fn))
+
+    def call_when_done(self, fn: Callable[[Future[R]], object]) -> None:
+        """Not for users: as `add_done_callback`, for what does not raise."""
+        super().add_done_callback(fn)
 
     def cancel(self) -> bool:
         """Cancel the task if no worker has begun with it; tell whether it is cancelled.

@@ -7,6 +7,7 @@ that out takes longer than to pickle a few arguments, and so does it to read it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pickle
 import struct
 import sys
@@ -89,15 +90,31 @@ class Each:
         self._reader = reader
         head, parcel = pack(call, reader)
         small = parcel is None and len(head) <= _MOST_COMMON
-        self._common = head if small else b""
+        #: The function, if it is beside the chunks.
+        self.common = head if small else b""
         if parcel is not None:
             parcel.close()
         self._fn = fn
         self._item = f"an item for {call.what}"
 
+    def pack_small(self, chunks: list[list[Any]]) -> list[bytes] | None:
+        """Return what `pack` does of chunks that fit in a packet, beside their ``common`` function.
+
+        None if not all do, or to pickle them is user code.
+        """
+        if not self.common or not _parcel.are_atoms(itertools.chain.from_iterable(chunks)):
+            return None
+        packed: list[bytes] = []
+        for chunk in chunks:
+            stream = _parcel.dump_atoms(chunk)
+            if len(stream) > _SURELY_FITS:
+                return None
+            packed.append(_parcel.PLAIN + stream)
+        return packed
+
     def pack(self, chunk: list[Any]) -> tuple[bytes, Parcel | None, bytes]:
         """Return what `pack` does of a call with a chunk, and the function if it is beside that."""
-        common = self._common
+        common = self.common
         if common:
             if _parcel.are_atoms(chunk):
                 stream = _parcel.dump_atoms(chunk)
@@ -119,7 +136,11 @@ class Each:
 
 def unpack_each(common: bytes, data: bytes, fds: list[int]) -> tuple[Callable[..., Any], list[Any]]:
     """Return the function and the chunk of a task. Raises what unpickling raises."""
-    fn, _, _ = unpack(common, [])
+    try:  # as `unpack`, for a call less
+        module, name = _names[common]
+        fn = sys.modules[module].__dict__[name]
+    except KeyError:
+        fn, _, _ = unpack(common, [])
     return fn, _parcel.unpack(data, fds)
 
 

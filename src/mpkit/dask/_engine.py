@@ -55,6 +55,8 @@ class DaskEngine:
     #: Who unpickles the calls.
     reader: Reader | None = _loads.WORKERS
     round_trip = 0.03
+    #: To submit one takes little of what all else takes.
+    submit_small = None
 
     def __init__(self, client: Client, *, ours: bool, most: int | None, shared: object) -> None:
         """``ours``: close the client at the end. ``most``: calls at a time."""
