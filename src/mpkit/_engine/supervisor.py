@@ -2,10 +2,10 @@
 
 The supervisor thread owns everything here: the schedule, the workers, the ledger of
 tasks that are not settled. Other threads only append to what it is told, and wake it, or
-take the `Shortcut` to a worker that is idle. It waits, in one poll and without a timeout
-unless a task has one or a worker is leaving, for that wake-up, for what workers report, and
-for their deaths; turns these into events of the `Schedule`; and performs the actions that the
-schedule decides on.
+take the `Shortcut` to a worker that is idle. It waits, in one poll, for that wake-up, for what
+workers report, and for their deaths; turns these into events of the `Schedule`; and performs
+the actions that the schedule decides on. It waits without a timeout unless a task has one, a
+worker is leaving, or workers are spared while short tasks run.
 
 No lock is shared between processes, so no dead one can hold any.
 """
