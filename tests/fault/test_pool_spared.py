@@ -5,11 +5,13 @@ All tasks are taken to be short here, and no more than a few workers to be of us
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 import mpkit
+from mpkit._engine.mailbox import Mailbox
 from mpkit._engine.reserve import FEW
 from tests import poolwork
 from tests.support import PATIENCE, supervisor_of, until
@@ -50,6 +52,39 @@ def test_tasks_that_wait_for_each_other_all_run_at_once(pool: mpkit.TaskPool) ->
         for task in tasks:
             task.result(PATIENCE)
     until(lambda: supervisor_of(pool)._next_round() is None)  # nor while there is nothing
+
+
+def all_begin(pool: mpkit.TaskPool) -> None:
+    """Have as many tasks as there are workers run at once, of which a few are thought to be enough."""
+    pool.submit(poolwork.square, 2).result(PATIENCE)  # or nobody may be spared any more
+    go = mpkit.Signal()
+    tasks, began = block(pool, WORKERS, go)
+    assert all(signal.wait(PATIENCE) for signal in began)
+    go.set()
+    assert all(task.result(PATIENCE) for task in tasks), "some gave up before the last one began"
+
+
+def test_nobody_waits_for_a_clock_that_stands_still(
+    pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tests of programs have it. No task here has a timeout."""
+    now = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: now)
+        all_begin(pool)
+
+
+def test_nobody_waits_for_an_end_of_submissions(
+    pool: mpkit.TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others always have submitted something, the supervisor does not sleep, but time passes."""
+
+    def something(_: Mailbox) -> int:
+        return 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mailbox, "__len__", something)
+        all_begin(pool)
 
 
 @pytest.mark.parametrize("blocked", [1, FEW, WORKERS - 1])

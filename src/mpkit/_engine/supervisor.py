@@ -216,9 +216,10 @@ class Supervisor:
 
     def _next_round(self) -> float | None:
         """Return the time (of `time.monotonic`) at which there is something to do anyway."""
+        # First, as a moment begins with that.
+        times = self._warden.next_round(), self._verdict.next_try()
         if len(self._mailbox) and not self._mailbox.patient:
             return 0.0  # that came while it was patient
-        times = self._warden.next_round(), self._verdict.next_try()
         return min((when for when in times if when is not None), default=None)
 
     def _hear(self) -> None:

@@ -68,7 +68,7 @@ class Warden:
         # them stood still at the last look.
         self._next_visit: float | None = None
         self._standing: set[int] = set()
-        #: When to see whether those that work get on, while others are spared.
+        #: When (of `_ticking`) to see whether those that work get on, while others are spared.
         self._moment: float | None = None
         #: Tasks that are to be killed, as soon as their worker runs them.
         self._hunted: set[int] = set()
@@ -85,9 +85,10 @@ class Warden:
         if not self._schedule.spares:
             self._moment = None
         else:
+            now = _ticking()
             if self._moment is None:
-                self._moment = time.monotonic() + MOMENT
-            when = _earlier(when, self._moment)
+                self._moment = now + MOMENT
+            when = _earlier(when, time.monotonic() + self._moment - now)
         return when
 
     def make_rounds(self, retire: Callable[[int], None]) -> None:
@@ -104,7 +105,7 @@ class Warden:
             self._weigh_all(self._memory_hard_limit)
         if self._next_visit is not None and self._next_visit <= now:
             self._visit_leaving()
-        if self._moment is not None and self._moment <= now:
+        if self._moment is not None and self._moment <= _ticking():
             self._moment = None
             self._schedule.moment_passed()
 
@@ -216,6 +217,14 @@ class Warden:
             worker.child.signal(signal.SIGKILL)
         else:
             worker.child.signal(signal.SIGCONT)
+
+
+def _ticking() -> float:
+    """Return the time of a clock that goes on where a test lets `time.monotonic` stand still.
+
+    By that one only what has a timeout would be late. But who is spared is wanted by any task.
+    """
+    return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def _earlier(when: float | None, other: float) -> float:
