@@ -322,6 +322,31 @@ def test_what_lies_behind_a_long_task_in_its_packet_runs_elsewhere(start_method:
     assert pool.stats().done == 4 + 241
 
 
+@pytest.mark.skipif(not descriptors.HAS_PACKETS, reason="what is in a stream cannot be had back")
+def test_nor_does_it_wait_for_that_where_the_others_always_have_something_to_do() -> None:
+    def submit_one_more(_: object) -> None:
+        if not stopped.is_set():
+            pool.submit(abs, 1).add_done_callback(submit_one_more)
+
+    stopped = threading.Event()
+    with mpkit.TaskPool(2) as pool:
+        began, go = mpkit.Signal(), mpkit.Signal()
+        pool.map(abs, range(4), 1)
+        with supervisor_held(pool):
+            long = pool.submit(poolwork.tell_and_wait, began, go)
+            behind = [pool.submit(abs, -number) for number in range(200)]
+            expect_short_tasks(pool)
+            for _ in range(3000):  # more than both workers are sent ahead of need
+                submit_one_more(None)
+        try:
+            assert began.wait(PATIENCE)
+            assert [task.result(PATIENCE) for task in behind] == list(range(200))
+            assert not long.done()
+        finally:
+            stopped.set()
+            go.set()
+
+
 def test_tasks_that_are_taken_back_all_the_time_run_once(start_method: str, tmp_path: Path) -> None:
     """Each worker that has nothing takes from the others' packets, while these go on."""
     path = str(tmp_path / "notes")

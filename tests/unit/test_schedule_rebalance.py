@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 
 import pytest
@@ -66,3 +67,31 @@ def test_all_that_have_nothing_get_what_lies_behind_others() -> None:
     assert not engine.schedule.idle_workers()
     assert engine.schedule.running(first) is not None
     assert engine.schedule.running(second) is not None
+
+
+def test_what_lies_behind_a_long_task_is_done_though_others_always_wait() -> None:
+    engine = Engine()
+    numbers = itertools.count(1)
+    engine.submit([next(numbers) for _ in range(1000 * WORKERS)])
+    stuck, *others = engine.held
+    running, *behind = engine.held[stuck]
+    assert behind
+    reports = 0
+    while any(task in engine.held[stuck] for task in behind):
+        assert len(engine.schedule._queues), "or it would be had back anyway"
+        number = others[reports % len(others)]
+        reports += 1
+        assert reports < 1000
+        engine.submit([next(numbers) for _ in engine.held[number]])
+        engine.report(number)
+        engine.act()
+    # They went first, and it gets no others until it has done what it runs.
+    assert set(behind) & {task for number in others for task in engine.held[number]}
+    assert list(engine.held[stuck]) == [running]
+    for number in others:
+        engine.report(number)
+        engine.act()
+    assert list(engine.held[stuck]) == [running]
+    engine.report(stuck)
+    engine.submit([next(numbers) for _ in range(1000 * WORKERS)])
+    assert len(engine.held[stuck]) > 1

@@ -42,9 +42,14 @@ class WorkerState:
         self.empty_handed = False
         #: How many moments have passed while it had tasks, since it last reported one.
         self.moments = 0
+        #: How many tasks all workers had done by then; and whether so many more are done since
+        #: that it is to get no others.
+        self.done_by_all = 0
+        self.overtaken = False
 
     def can_take(self) -> bool:
-        return not self.retiring and self.quota != 0
+        overtaken = self.overtaken and self.tasks
+        return not (self.retiring or overtaken) and self.quota != 0
 
     def can_give(self) -> int:
         """Return how many tasks it may have that it has not taken."""

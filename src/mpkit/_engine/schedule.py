@@ -66,6 +66,8 @@ class Schedule:
         #: How many of them retire, and how many tasks all of them have.
         self._retiring = 0
         self._sent = 0
+        #: How many tasks were done, and with how many to look who was overtaken.
+        self._done = self._look_with = 0
         #: Those that wait.
         self._queues = Queues()
         self._seconds: float | None = None
@@ -89,6 +91,7 @@ class Schedule:
         self._queues.know(task, priority, short=short or not self._may_spare)
         state = self._workers[worker]
         self._reserve.spared.pop(worker, None)
+        state.done_by_all = self._done
         state.tasks.append(task)
         self._sent += 1
         state.empty_handed = False
@@ -138,7 +141,9 @@ class Schedule:
         self._queues.forget(tasks[:count])
         self._sent -= count
         self._open[worker] = state
-        state.empty_handed = False
+        state.empty_handed = state.overtaken = False
+        self._done += count
+        state.done_by_all = self._done
         self._reserve.reported(state, more=bool(self._sent or self._queues))
         # A moving average that follows a change within some ten tasks.
         known = self._seconds
@@ -287,6 +292,7 @@ class Schedule:
                 yield Abandon(task, attempts)
             return
         self._muster()
+        yield from self._take_from_overtaken()
         yield from self._hand_out()
         yield from self._rebalance()
         if self._quota is None and not self.closing:
@@ -330,6 +336,8 @@ class Schedule:
                     tasks = self._next_packet(state, most)
                     if not tasks:
                         break
+                    if not state.tasks:
+                        state.done_by_all = self._done
                     state.tasks.extend(tasks)
                     self._sent += len(tasks)
                     state.empty_handed = False
@@ -386,6 +394,20 @@ class Schedule:
         packet = self._queues.take(min(room, state.quota), state.tasks, started=state.started)
         state.quota -= len(packet)
         return packet
+
+    def _take_from_overtaken(self) -> Iterator[Action]:
+        """Take back what lies behind a long task, while there is always something that waits.
+
+        A worker has such a task if the others have done what all could do in four packets.
+        """
+        if not self._queues or self._done < self._look_with:
+            return
+        enough = 4 * max(1, self._packet()) * self._in_use()
+        self._look_with = self._done + enough
+        for number, state in list(self._workers.items()):
+            if self._done - state.done_by_all >= enough and state.can_give():
+                state.overtaken = True
+                yield TakeBack(number)
 
     def _rebalance(self) -> Iterator[Action]:
         """When a worker has nothing and nobody waits, take back from the one that has most.
