@@ -71,9 +71,7 @@ def send(link: Link, header: bytes, kind: bytes, parcel: Parcel, what: str, to: 
     """
     try:
         packet, fds = parcel.seal(header + kind)
-        if (
-            parcel.plain
-        ):  # as most are: by few functions, of which each takes its time the first time
+        if parcel.plain:  # as most are: by few functions, each of which is slow the first time
             link.send(packet, fds)
         else:
             _send_patiently(link, packet, fds)
