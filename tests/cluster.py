@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support import PATIENCE
+from tests.support import PATIENCE, until
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 #: What every process of a cluster is configured with, besides what a test says.
 CONFIG: dict[str, Any] = {
@@ -273,3 +273,13 @@ class Cluster:
 
 def _server(answer: dict[str, Any], host: Host) -> Server:
     return Server(answer["pid"], answer["address"], Path(answer["log"]), host)
+
+
+@contextlib.contextmanager
+def current_client(cluster: Cluster) -> Iterator[Any]:
+    """Make a client the current one; leave when no end of a channel and no job has more to do."""
+    from mpkit.dask import _job, _link
+
+    with cluster.client() as client, client.as_current():
+        yield client
+        until(lambda: not _link._busy and not _job._unfinished)

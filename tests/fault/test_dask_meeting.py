@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.cluster import current_client
 from tests.support import PATIENCE, until
 
 if TYPE_CHECKING:
@@ -20,15 +21,13 @@ if TYPE_CHECKING:
 pytest.importorskip("distributed")
 
 import mpkit.dask as mpkit
-from mpkit.dask import _job, _link, _node
+from mpkit.dask import _link, _node
 
 
 @pytest.fixture
 def client(cluster: Cluster) -> Iterator[Any]:
-    """Make a client the current one."""
-    with cluster.client() as client, client.as_current():
+    with current_client(cluster) as client:
         yield client
-        until(lambda: not _link._busy and not _job._unfinished)
 
 
 class Held:

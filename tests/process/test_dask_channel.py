@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.cluster import current_client
 from tests.support import PATIENCE, until
 
 if TYPE_CHECKING:
@@ -28,12 +29,10 @@ from mpkit.dask import _link, _loop, _node, _port, _state  # noqa: E402
 
 @pytest.fixture
 def client(cluster: Cluster) -> Iterator[Any]:
-    """Make a client the current one."""
-    with cluster.client() as client, client.as_current():
+    with current_client(cluster) as client:
         yield client
-        until(lambda: not _link._busy)
-        assert not _link._expecting
-        assert not [end for end in _port._open if not end._gone]
+    assert not _link._expecting
+    assert not [end for end in _port._open if not end._gone]
 
 
 @dataclass

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import PATIENCE, until
+from tests.cluster import current_client
+from tests.support import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,15 +24,12 @@ pytest.importorskip("distributed")
 from distributed.comm import CommClosedError
 
 import mpkit.dask as mpkit
-from mpkit.dask import _job, _link
 
 
 @pytest.fixture
 def client(cluster: Cluster) -> Iterator[Any]:
-    """Make a client the current one."""
-    with cluster.client() as client, client.as_current():
+    with current_client(cluster) as client:
         yield client
-        until(lambda: not _job._unfinished and not _link._busy)
 
 
 def where(*args: object, **kwargs: object) -> tuple[int, tuple[object, ...], dict[str, object]]:
