@@ -277,16 +277,11 @@ def feed(
     try:
         iterator = iter(chunked)
         while room := window.wait_for_room():
-            if submit_all is None:
-                chunk = next(iterator, None)
-                if chunk is None or window.ended:
-                    break
-                window.add([(submit(chunk), len(chunk))])
-                continue
-            pulled = list(itertools.islice(iterator, min(room, _TOGETHER)))
+            most = 1 if submit_all is None else min(room, _TOGETHER)
+            pulled = list(itertools.islice(iterator, most))
             if not pulled or window.ended:
                 break
-            if tasks := submit_all(pulled):
+            if submit_all is not None and (tasks := submit_all(pulled)):
                 window.add(list(zip(tasks, map(len, pulled), strict=True)))
                 continue
             for chunk in pulled:
